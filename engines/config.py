@@ -1,0 +1,63 @@
+"""Sizes of the model: one frozen dataclass, saved beside the weights and read back from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+BIN_HZ = 50  # spacing of the STFT's bins at every sample rate (20 ms window)
+HOPS_PER_SECOND = 100  # 10 ms hop
+HOPS_PER_FRAME = 2  # 20 ms frame
+CORE_BINS = 160  # 0 ... 7,950 Hz, modelled bin by bin
+HIGH_BANDS = 16  # 8 ... 24 kHz, modelled as 1 kHz bands of 20 bins
+HIGH_BAND_BINS = 20
+TASKS = ("restore", "extract", "separate", "convert", "query", "code")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the causal enhancer. See DESIGN §3.
+
+    channels, stride: analysis/synthesis convolutions over frequency (160 bins → 160/stride bands).
+    bands, width: the coarser bands the time layers run on, and their channels.
+    blocks: pairs of (gated recurrence over time, mixing over bands); half before, half after the trunk.
+    trunk_dim, trunk_layers, trunk_heads, window_frames: the sliding-window transformer at 50 Hz.
+    prefix_slots: pinned keys for task, voiceprint and text, never pushed out of the window.
+    """
+
+    channels: int = 48
+    stride: int = 4
+    conv_blocks: int = 2
+    bands: int = 32
+    width: int = 48
+    mix_groups: int = 4
+    blocks: int = 4
+    trunk_dim: int = 192
+    trunk_layers: int = 3
+    trunk_heads: int = 6
+    window_frames: int = 125
+    prefix_slots: int = 8
+    high_dim: int = 64
+
+    def validate(self) -> ModelConfig:
+        """Return self, or raise ValueError with a line that says which size does not fit."""
+        if CORE_BINS % self.stride:
+            raise ValueError(f"stride {self.stride} does not divide {CORE_BINS} bins")
+        if self.trunk_dim % self.trunk_heads:
+            raise ValueError(f"trunk_heads {self.trunk_heads} does not divide trunk_dim {self.trunk_dim}")
+        if self.width % self.mix_groups:
+            raise ValueError(f"mix_groups {self.mix_groups} does not divide width {self.width}")
+        if self.blocks % 2:
+            raise ValueError(f"blocks must be even, half before and half after the trunk, not {self.blocks}")
+        return self
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown model setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        return cls(**{k: int(v) for k, v in values.items()}).validate()

@@ -1,0 +1,53 @@
+"""What an engine is: a compiled form of the model that steps a batch of slots. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+State = dict[str, NDArray[np.generic]]  # flat, ordered; slot on axis 0 of every array
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class EngineError(RuntimeError):
+    """An engine cannot be had here; the message is one line that says what to do."""
+
+
+class Engine(Protocol):
+    """One 20 ms frame for every slot at a time. Engines hold weights, never the state of a stream."""
+
+    name: str
+    weights: str  # fingerprint of the weights, binds snapshots
+
+    def init_state(self, batch: int, task: str = "restore") -> State:
+        """Fresh state for `batch` slots."""
+
+    def step(self, x: F32, state: State) -> tuple[F32, State]:
+        """x: [slots, 2, 480, 2] float32 spectrum (two hops, re/im) → (same shape, new state). Pure."""
+
+    def advance(self, x: F32, state: State) -> tuple[F32, State]:
+        """`step` for the owner of `state`: may reuse its arrays instead of copying them."""
+
+
+def copy_state(state: State) -> State:
+    return {k: v.copy() for k, v in state.items()}
+
+
+def open_engine(name: str = "onnx", weights: Path = WEIGHTS, threads: int = 1) -> Engine:
+    """`onnx` (CPU, the default) or `torch` (reference). EngineError when it cannot be had here."""
+    if name == "onnx":
+        from .onnx_engine import OnnxEngine
+
+        return OnnxEngine(weights, threads)
+    if name == "torch":
+        try:
+            from .torch_engine import TorchEngine
+        except ImportError as e:
+            raise EngineError(f"the torch engine needs the packages of training ({e.name}): pip install 'voicewire[train]'") from None
+        return TorchEngine(weights)
+    raise EngineError(f"unknown engine '{name}'; there are: onnx, torch")

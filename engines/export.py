@@ -1,0 +1,120 @@
+"""Weights and graph out of a training checkpoint: fp16 safetensors, an ONNX step with explicit state, and their description.
+
+    python -m voicewire.engines.export runs/restore/last.pt --high runs/high/last.pt --out engines/weights
+
+The ONNX graph takes one frame for every slot. Attention rings are inputs only; the graph returns the new rows and the host writes them
+(half the cost on a CPU: research/gpu §4.1). Needs torch and onnx: `pip install voicewire[train]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .config import HOPS_PER_FRAME, TASKS, ModelConfig
+from .net.fullband import BINS, FullBand
+
+OPSET = 20
+
+
+def load_weights(folder: Path) -> FullBand:
+    """The model in PyTorch from `model.safetensors` + `model.json`."""
+    meta = json.loads((folder / "model.json").read_text())
+    model = FullBand(ModelConfig.from_dict(meta["config"]))
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()})
+    return model.eval()
+
+
+class StepGraph(nn.Module):
+    """`step_rows` with positional tensors, as the exporter wants them."""
+
+    def __init__(self, model: FullBand) -> None:
+        super().__init__()
+        self.model = model
+        self.names = list(model.init_state(1))
+
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        y, new, k, v = self.model.step_rows(x, dict(zip(self.names, state, strict=True)))
+        return (y, k, v, *new.values())
+
+
+def export_onnx(model: FullBand, path: Path) -> None:
+    """Write the step as ONNX: inputs `x` and every state by name, outputs `y`, `trunk.k.row`, `trunk.v.row` and `NAME.new`."""
+    graph = StepGraph(model).eval()
+    state = model.init_state(2)
+    x = torch.randn(2, HOPS_PER_FRAME, BINS, 2)
+    with torch.no_grad():
+        new = list(model.step_rows(x, state)[1])
+    batch = torch.export.Dim("slots", min=1, max=4096)
+    program = torch.onnx.export(
+        graph, (x, *state.values()), dynamo=True, opset_version=OPSET, input_names=["x", *state],
+        output_names=["y", "trunk.k.row", "trunk.v.row", *(f"{n}.new" for n in new)],
+        dynamic_shapes={"x": {0: batch}, "state": tuple({0: batch} for _ in state)}, verbose=False,
+        optimize=False,  # the exporter's optimiser takes `+ 1e-10` for `+ 0` and drops it: NaN on silence
+    )  # fmt: skip
+    assert program is not None
+    program.save(str(path))
+    proto = onnx.load(str(path))
+    del proto.metadata_props[:]
+    for node in proto.graph.node:  # exporter notes: source paths of the machine that exported
+        del node.metadata_props[:]
+        node.doc_string = ""
+    helper.set_model_props(proto, {"voicewire.weights": fingerprint(model)})
+    onnx.save(proto, str(path))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash that binds snapshots and voiceprints to the weights they were made with."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> FullBand:
+    """Write OUT/model.safetensors (fp16), model.onnx (fp32 values of the fp16 weights), prefix.npz (keys and values
+    of the task tokens) and model.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    model = FullBand(ModelConfig.from_dict(core["config"])).eval()
+    model.core.load_state_dict(core["ema"])
+    if high is not None:
+        model.high.load_state_dict(high)
+    half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in half.items()})
+    save_file({k: v.contiguous() for k, v in half.items()}, out / "model.safetensors")
+    export_onnx(model, out / "model.onnx")
+    with torch.no_grad():
+        states = [model.init_state(1, task) for task in TASKS]
+    k, v = (torch.cat([s[f"trunk.prefix_{name}"][:, :, 0] for s in states]).numpy() for name in "kv")
+    np.savez(out / "prefix.npz", k=k, v=v)
+    meta = {"config": model.cfg.to_dict(), "weights": fingerprint(model), "steps": core["step"], "audio_hours": round(core["hours"], 2)}
+    (out / "model.json").write_text(json.dumps(meta, indent=1) + "\n")
+    return model
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("core", type=Path, help="checkpoint of tools.train")
+    p.add_argument("--high", type=Path, help="checkpoint of tools.train_high")
+    p.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
+    a = p.parse_args()
+    high = torch.load(a.high, map_location="cpu", weights_only=True)["high"] if a.high else None
+    export(torch.load(a.core, map_location="cpu", weights_only=True), high, a.out)
+    for f in sorted(a.out.iterdir()):
+        print(f"{f}  {f.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

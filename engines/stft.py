@@ -1,0 +1,64 @@
+"""Streaming STFT and inverse in NumPy: 20 ms square-root Hann window, 10 ms hop, at any rate from 8 to 48 kHz.
+
+Bins are 50 Hz apart at every rate, so the model needs no resampler. Where 10 ms are not whole samples (11,025 and 22,050 Hz) the
+hop is rounded: 22,050 Hz gives 220 samples and bins 50.1 Hz apart, which the model does not notice.
+
+Framing (the same as `net.spectrum`): hop t covers samples [(t-1) H, (t+1) H), with H zeros before the first.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import CORE_BINS, HIGH_BAND_BINS, HIGH_BANDS, HOPS_PER_FRAME, HOPS_PER_SECOND
+
+F32 = NDArray[np.float32]
+BINS = CORE_BINS + HIGH_BANDS * HIGH_BAND_BINS + 1  # what an engine models, and the Nyquist bin of 48 kHz
+MIN_RATE, MAX_RATE = 8000, 48000
+
+
+def hop_samples(rate: int) -> int:
+    """Samples a hop; ValueError for a rate outside 8 ... 48 kHz."""
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise ValueError(f"sample rate {rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz; resample the audio first")
+    return round(rate / HOPS_PER_SECOND)
+
+
+def latency_samples(rate: int) -> int:
+    """Delay of a stream: one frame to collect, one hop of overlap. 30 ms."""
+    return (HOPS_PER_FRAME + 1) * hop_samples(rate)
+
+
+@lru_cache(maxsize=32)
+def window(hop: int) -> F32:
+    """Square root of a periodic Hann window, [2 hop]."""
+    return np.sin(np.pi * np.arange(2 * hop) / (2 * hop)).astype(np.float32)
+
+
+def analyse(tail: F32, frame: F32) -> tuple[F32, F32]:
+    """One frame in. tail: [B, H] last hop of the frame before, frame: [B, 2 H] → ([B, 2, 481, 2] spectrum, new tail)."""
+    hop = tail.shape[1]
+    x = np.concatenate([tail, frame], 1)
+    pair = np.stack([x[:, : 2 * hop], x[:, hop:]], 1) * window(hop)
+    spec = np.fft.rfft(pair)[:, :, :BINS] / hop
+    out = np.zeros((*spec.shape[:2], BINS, 2), np.float32)
+    out[:, :, : spec.shape[2], 0] = spec.real
+    out[:, :, : spec.shape[2], 1] = spec.imag
+    return out, frame[:, hop:].copy()
+
+
+def synthesise(overlap: F32, spec: F32) -> tuple[F32, F32]:
+    """Inverse. overlap: [B, H] carried half window, spec: [B, 2, 481, 2] → ([B, 2 H] samples, new overlap).
+
+    The samples are those that ended one hop before the frame given to `analyse`.
+    """
+    hop = overlap.shape[1]
+    bins = min(hop + 1, BINS)
+    full = np.zeros((*spec.shape[:2], hop + 1), np.complex64)
+    full[:, :, :bins] = spec[:, :, :bins, 0] + 1j * spec[:, :, :bins, 1]
+    y = (np.fft.irfft(full, 2 * hop) * (window(hop) * hop)).astype(np.float32)
+    out = np.concatenate([overlap + y[:, 0, :hop], y[:, 0, hop:] + y[:, 1, :hop]], 1)
+    return out, y[:, 1, hop:].copy()

@@ -1,0 +1,112 @@
+"""`voicewire bench`: what a step costs here, and how that grows with streams and minutes."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from voicewire.engines.engine import open_engine
+
+from .realtime import normal, try_realtime
+from .stream import Stream
+
+_START = """
+import resource, sys, time
+from voicewire.rt import Stream
+import numpy as np
+s = Stream({rate})
+s.process(np.zeros(s.frame_samples, np.float32))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "torch" in sys.modules)
+"""
+
+
+def _rss_mb() -> float:
+    try:
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def measure(engine_name: str, rate: int, streams: int, frames: int, paced: bool, threads: int = 1) -> dict[str, float]:
+    """Times `frames` steps of `streams` channels (one slot each). Paced: one step every 20 ms, as live; else back to back."""
+    engine = open_engine(engine_name, threads=threads)
+    stream = Stream(rate, streams, mode="each", engine=engine)
+    rng = np.random.default_rng(0)
+    noise = (0.05 * rng.standard_normal((16, stream.frame_samples, streams))).astype(np.float32)
+    noise = noise[..., 0] if streams == 1 else noise
+    for block in noise:
+        stream.process(block)
+    gc.collect()
+    gc.disable()
+    rss = _rss_mb()
+    steps = stream.time_steps()
+    cpu, begin = time.process_time(), time.perf_counter()
+    for i in range(frames):
+        if paced and (wait := begin + i * 0.02 - time.perf_counter()) > 0:
+            time.sleep(wait)
+        stream.process(noise[i % len(noise)])
+    cpu = time.process_time() - cpu
+    gc.enable()
+    ms = np.array(steps) * 1e3
+    p50, p99, p999 = np.percentile(ms, [50, 99, 99.9])
+    tenth = max(1, len(ms) // 10)
+    return {
+        "streams": streams, "p50_ms": p50, "p99_ms": p99, "p999_ms": p999, "max_ms": float(ms.max()), "rtf": cpu / (frames * 0.02),
+        "rtf_per_stream": cpu / (frames * 0.02) / streams, "drift": float(np.median(ms[-tenth:]) / np.median(ms[:tenth])), "rss_growth_mb": _rss_mb() - rss,
+    }  # fmt: skip
+
+
+def start_up(rate: int) -> dict[str, Any]:
+    """A fresh process from exec to the first processed frame."""
+    begin = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", _START.format(rate=rate)], capture_output=True, text=True, check=True, env={**os.environ}).stdout.split()
+    return {"seconds": time.perf_counter() - begin, "rss_mb": int(out[0]) / 1e3, "imports_torch": out[1] == "True"}
+
+
+def run(
+    console: Console, *, engine: str = "onnx", rate: int = 16000, seconds: float = 20.0, streams: tuple[int, ...] = (1, 2, 4, 8), as_json: bool = False
+) -> None:
+    """Print the table, or one JSON object."""
+    start = start_up(rate)
+    why_not = try_realtime()
+    rows: list[dict[str, Any]] = []
+    try:
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+            jobs = [("paced", 1), *(("back to back", n) for n in streams)]
+            task = bar.add_task("measuring", total=len(jobs))
+            for kind, n in jobs:
+                frames = int(seconds * 50) if kind == "paced" else max(200, int(seconds * 50 / n))
+                rows.append({"kind": kind, **measure(engine, rate, n, frames, kind == "paced")})
+                bar.advance(task)
+    finally:
+        if not why_not:
+            normal()
+    if as_json:
+        doc = {"engine": engine, "sample_rate": rate, "realtime": not why_not, "start": start, "rows": rows}
+        console.file.write(json.dumps(doc, default=float) + "\n")
+        return
+    table = Table(title=f"{engine} engine, {rate} Hz, 20 ms frames, one thread, {'SCHED_FIFO' if not why_not else 'normal scheduling'}", title_justify="left")
+    for head in ("", "streams", "p50 ms", "p99 ms", "p99.9 ms", "real-time factor", "per stream", "last/first tenth", "memory growth"):
+        table.add_column(head, justify="left" if not head else "right")
+    for r in rows:
+        table.add_row(
+            r["kind"], str(r["streams"]), f"{r['p50_ms']:.2f}", f"{r['p99_ms']:.2f}", f"{r['p999_ms']:.2f}", f"{r['rtf']:.3f}", f"{r['rtf_per_stream']:.3f}",
+            f"{r['drift']:.2f}", f"{r['rss_growth_mb']:.1f} MB",
+        )  # fmt: skip
+    console.print(table)
+    torch = "with" if start["imports_torch"] else "without"
+    console.print(f"start to first processed frame: {start['seconds']:.2f} s, {start['rss_mb']:.0f} MB resident, {torch} torch", highlight=False)
+    if why_not:
+        console.print(why_not)

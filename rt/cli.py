@@ -1,0 +1,169 @@
+"""The command line. Exit codes: 0 done; 2 bad arguments or input, with one line on standard error; 1 anything else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # one line instead of usage and a line
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def _strength(text: str) -> float:
+    return 0.0 if text.strip() in ("0", "0.0") else _positive(text)
+
+
+def _streams(text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(int(t) for t in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers like 1,2,4") from None
+    if not values or min(values) < 1 or max(values) > 512:
+        raise argparse.ArgumentTypeError("streams must be 1 to 512")
+    return values
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = _Parser(prog="voicewire", description="Real-time speech processing: noisy speech in, clean speech out, 30 ms later.")
+    sub = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    f = sub.add_parser("file", help="clean a sound file through the same path as live audio")
+    f.add_argument("input", type=Path, metavar="IN")
+    f.add_argument("output", type=Path, metavar="OUT")
+    f.add_argument("--task", default="restore", help="what to do (restore)")
+    f.add_argument("--strength", type=_strength, metavar="DB", help="take away at most this many dB (default: no limit; 0 changes nothing)")
+    f.add_argument("--channels", choices=("mix", "each"), default="each", help="process every channel by itself (default), or their mix")
+    f.add_argument("--block-ms", type=_positive, default=20.0, help="size of the blocks fed to the stream (the result does not depend on it)")
+    f.add_argument("--realtime", action="store_true", help="feed the file at the speed of sound")
+    f.add_argument("--raw-delay", action="store_true", help="leave the delay in the output")
+    f.add_argument("--engine", default="onnx", help="onnx (default) or torch")
+    f.add_argument("--json", action="store_true", help="print one JSON object with the measurements")
+
+    d = sub.add_parser("demo", help="clean a bundled noisy recording: sound files, spectrogram, table")
+    d.add_argument("--out", type=Path, default=Path("demo-out"))
+
+    live = sub.add_parser("live", help="microphone in, speech out")
+    live.add_argument("--in", dest="device_in", metavar="NAME")
+    live.add_argument("--out", dest="device_out", metavar="NAME")
+    live.add_argument("--strength", type=_strength, metavar="DB")
+    live.add_argument("--seconds", type=_positive, help="stop after this long")
+
+    b = sub.add_parser("bench", help="measure step time, real-time factor and memory here")
+    b.add_argument("--engine", default="onnx")
+    b.add_argument("--rate", type=int, default=16000)
+    b.add_argument("--seconds", type=_positive, default=20.0, help="audio time of each row")
+    b.add_argument("--streams", type=_streams, default=(1, 2, 4, 8), help="how many at once, like 1,2,4,8")
+    b.add_argument("--json", action="store_true")
+
+    sub.add_parser("doctor", help="check this machine and say what to do")
+    sub.add_parser("start", help="live if there is a sound device, else the demo (what `make run` runs)")
+    return p
+
+
+def _file(a: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from voicewire.engines.engine import open_engine
+
+    from . import files
+    from .stream import Stream
+
+    files.check_writable(a.output)
+    if a.output.exists() and a.input.exists() and a.output.samefile(a.input):
+        raise files.InputError("IN and OUT are the same file; give another name for the result")
+    x, rate, subtype = files.read(a.input)
+    stream = Stream(rate, x.shape[1], task=a.task, mode=a.channels, strength_db=a.strength, engine=open_engine(a.engine))
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=a.json or not sys.stderr.isatty()) as bar:
+        task = bar.add_task(a.input.name, total=1.0)
+        y, report = files.process(
+            x, stream, block_ms=a.block_ms, realtime=a.realtime, raw_delay=a.raw_delay, progress=lambda share: bar.update(task, completed=share)
+        )
+    files.write(a.output, y, rate, subtype)
+    if a.json:
+        print(json.dumps(report.to_dict()))
+        return 0
+    if report.repaired_samples:
+        print(f"voicewire: {report.repaired_samples} samples were not finite and were replaced by silence", file=sys.stderr)
+    print(
+        f"{a.output}: {len(x) / rate:.1f} s at {rate} Hz, delay {report.latency_ms:.1f} ms removed, {report.rtf:.1%} of one core"
+        if not a.raw_delay
+        else f"{a.output}: {len(x) / rate:.1f} s at {rate} Hz, delay {report.latency_ms:.1f} ms left in, {report.rtf:.1%} of one core"
+    )
+    return 0
+
+
+def _run(a: argparse.Namespace) -> int:
+    if a.command == "file":
+        return _file(a)
+    from rich.console import Console
+
+    console = Console()
+    if a.command == "demo":
+        from . import demo
+
+        demo.run(a.out, console)
+    elif a.command == "bench":
+        from voicewire.engines.stft import hop_samples
+
+        from . import bench
+
+        hop_samples(a.rate)
+        bench.run(console, engine=a.engine, rate=a.rate, seconds=a.seconds, streams=a.streams, as_json=a.json)
+    elif a.command == "doctor":
+        from . import doctor
+
+        return doctor.run(console)
+    elif a.command == "live":
+        from . import live
+
+        live.run(console, device_in=a.device_in, device_out=a.device_out, strength_db=a.strength, seconds=a.seconds)
+    elif a.command == "start":
+        from . import demo, live
+
+        if live.has_devices():
+            live.run(console, device_in=None, device_out=None, strength_db=None, seconds=None)
+        else:
+            console.print("no sound device here (voicewire doctor says why), so the demo runs instead of live audio", highlight=False)
+            demo.run(Path("demo-out"), console)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    a = _parser().parse_args(argv)
+    try:
+        return _run(a)
+    except (ValueError, RuntimeError, OSError) as e:
+        from voicewire.engines.engine import EngineError
+
+        if not isinstance(e, (ValueError, EngineError, OSError)):
+            raise
+        print(f"voicewire: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

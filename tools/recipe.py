@@ -1,0 +1,64 @@
+"""The one TOML a training run is made of: [model], [data], [train]. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from voicewire.engines.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Data:
+    cache: str = "cache/16k"
+    batch: int = 4
+    seconds: float = 2.0
+    seed: int = 1
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Train:
+    lr: float = 2e-3
+    warmup_steps: int = 200
+    decay_share: float = 0.3  # last share of the time box, in which the rate falls
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    ema: float = 0.998
+    snr: float = 0.5
+    perceptual: float = 0.15
+    checkpoint_minutes: float = 4.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+
+
+def _section(cls: type[Any], values: dict[str, Any], name: str) -> Any:
+    known = {f.name: f for f in fields(cls)}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"[{name}] has no setting '{key}'; it has: {', '.join(known)}")
+    return cls(**values)
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe; ValueError with one line when it does not fit the schema."""
+    try:
+        doc = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as e:
+        raise ValueError(f"{path}: {e}") from None
+    for key in doc:
+        if key not in {"model", "data", "train"}:
+            raise ValueError(f"{path}: no section [{key}]; the sections are [model], [data], [train]")
+    return Recipe(
+        ModelConfig.from_dict(doc.get("model", {})),
+        _section(Data, doc.get("data", {}), "data"),
+        _section(Train, doc.get("train", {}), "train"),
+    )
