@@ -98,8 +98,8 @@ def run(
         console.file.write(json.dumps(doc, default=float) + "\n")
         return
     table = Table(title=f"{engine} engine, {rate} Hz, 20 ms frames, one thread, {'SCHED_FIFO' if not why_not else 'normal scheduling'}", title_justify="left")
-    for head in ("", "streams", "p50 ms", "p99 ms", "p99.9 ms", "real-time factor", "per stream", "last/first tenth", "memory growth"):
-        table.add_column(head, justify="left" if not head else "right")
+    for head in ("step, ms", "streams", "p50", "p99", "p99.9", "RTF", "RTF/stream", "last/first", "RSS grew"):
+        table.add_column(head, justify="left" if head == "step, ms" else "right")
     for r in rows:
         table.add_row(
             r["kind"], str(r["streams"]), f"{r['p50_ms']:.2f}", f"{r['p99_ms']:.2f}", f"{r['p999_ms']:.2f}", f"{r['rtf']:.3f}", f"{r['rtf_per_stream']:.3f}",
@@ -107,6 +107,7 @@ def run(
         )  # fmt: skip
     console.print(table)
     torch = "with" if start["imports_torch"] else "without"
+    console.print("RTF: CPU time over audio time; last/first: median step of the last tenth over the first; RSS: resident memory", highlight=False)
     console.print(f"start to first processed frame: {start['seconds']:.2f} s, {start['rss_mb']:.0f} MB resident, {torch} torch", highlight=False)
     if why_not:
         console.print(why_not)

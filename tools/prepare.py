@@ -45,7 +45,7 @@ def rows(kind: str, root: Path) -> Iterator[dict[str, Any]]:
             "speaker": r.get("speaker") or str(path.parent),
             "label": r.get("label", ""),
             "snr_db": float(r.get("snr_db") or 99),
-            "bandwidth_hz": float(r.get("bandwidth_hz") or r.get("sample_rate") or 0),
+            "bandwidth_hz": float(r.get("bandwidth_hz") or r.get("sample_rate") or 48000),  # unknown: taken for full band
         }
 
 

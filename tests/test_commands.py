@@ -1,0 +1,80 @@
+"""demo, bench, doctor and the package as their user meets them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from PIL import Image
+
+from voicewire.rt import live
+from voicewire.rt.cli import main
+
+
+def test_demo(tmp_path: Path, clean: np.ndarray, noisy: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "SI-SDR" in out and "spectrogram.png" in out
+    after, rate = sf.read(tmp_path / "after.wav", dtype="float32")
+    assert (rate, len(after)) == (16000, len(noisy))
+
+    def distance(x: np.ndarray) -> float:
+        return float(((x - clean) ** 2).mean())
+
+    assert distance(after) < 0.5 * distance(noisy), "the bundled weights do not clean the bundled recording"
+    picture = np.asarray(Image.open(tmp_path / "spectrogram.png"))
+    assert picture.shape[2] == 3 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+
+
+def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--seconds", "0.5", "--streams", "1,2", "--json"]) == 0
+    doc = json.loads(capsys.readouterr().out)
+    assert [r["streams"] for r in doc["rows"]] == [1, 1, 2]
+    assert all(0 < r["p50_ms"] <= r["p99_ms"] <= r["p999_ms"] <= r["max_ms"] for r in doc["rows"])
+    assert doc["start"]["imports_torch"] is False
+    assert main(["bench", "--seconds", "0.2", "--streams", "1"]) == 0
+    assert "p99.9" in capsys.readouterr().out
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "onnx engine" in out and "FAULT" not in out
+
+
+def test_start_without_a_sound_device_says_so_and_runs_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(live, "has_devices", lambda: False)
+    assert main(["start"]) == 0
+    assert "no sound device" in capsys.readouterr().out
+    assert (tmp_path / "demo-out" / "after.wav").exists()
+
+
+def test_every_folder_is_packaged() -> None:
+    """A new sub-folder needs a line in pyproject.toml."""
+    import tomllib
+
+    listed = set(tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {f"voicewire.{p.parent.as_posix().replace('/', '.')}" for room in ("rt", "engines", "kernels") for p in Path(room).rglob("__init__.py")}
+    assert found == listed
+
+
+def test_imports_run_downwards() -> None:
+    """kernels import nothing of ours, engines not rt, the runtime no tools."""
+    for room, forbidden in (("kernels", ("engines", "rt", "tools")), ("engines", ("rt", "tools")), ("rt", ("tools",))):
+        for path in Path(room).rglob("*.py"):
+            text = path.read_text()
+            for name in forbidden:
+                assert f"voicewire.{name}" not in text and "from tools" not in text, f"{path} imports {name}"
+
+
+def test_module_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "voicewire.rt", "file", "nothing.wav", "out.wav"], capture_output=True, text=True, env={"PYTHONPATH": ".links"}
+    )
+    assert done.returncode == 2 and done.stderr == "voicewire: no file nothing.wav\n"

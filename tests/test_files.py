@@ -1,0 +1,129 @@
+"""`voicewire file` and its refusals: right samples, right exit code, one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from voicewire.rt import Stream
+from voicewire.rt.cli import main
+
+
+@pytest.fixture
+def wav(tmp_path: Path, noisy: np.ndarray) -> Path:
+    path = tmp_path / "in.wav"
+    sf.write(path, noisy[:40000], 16000, subtype="PCM_16")
+    return path
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """Run the command, expect exit 2 and exactly one line on standard error; returns it."""
+    try:
+        code = main([str(a) for a in args])
+    except SystemExit as e:
+        code = int(e.code or 0)
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert out == ""
+    assert err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def test_file_is_the_stream(wav: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.wav"
+    assert main(["file", str(wav), str(out), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    y, rate = sf.read(out, dtype="float32")
+    x, _ = sf.read(wav, dtype="float32")
+    assert (rate, len(y)) == (16000, len(x))
+    stream = Stream(16000)
+    expected = np.concatenate([stream.process(x), stream.flush()])[stream.latency_samples :]
+    np.testing.assert_allclose(y, expected, atol=1 / 32000)
+    assert report["latency_ms"] == 30.0 and report["frames"] == 125 and report["sample_rate"] == 16000 and report["task"] == "restore"
+    assert set(report) >= {"engine", "rtf", "step_p50_ms", "step_p99_ms", "step_p999_ms"}
+
+
+def test_options(wav: Path, tmp_path: Path) -> None:
+    x, _ = sf.read(wav, dtype="float32")
+    a, b, c, d = (tmp_path / f"{n}.wav" for n in "abcd")
+    assert main(["file", str(wav), str(a)]) == 0
+    assert main(["file", str(wav), str(b), "--block-ms", "3.7"]) == 0
+    assert main(["file", str(wav), str(c), "--raw-delay"]) == 0
+    assert main(["file", str(wav), str(d), "--strength", "0"]) == 0
+    read = lambda p: sf.read(p, dtype="float32")[0]  # noqa: E731
+    assert np.array_equal(read(a), read(b))
+    np.testing.assert_allclose(read(c)[480:], read(a)[:-480], atol=1e-6)
+    np.testing.assert_allclose(read(d), x, atol=1 / 32000)
+
+
+@pytest.mark.parametrize(
+    ("ending", "subtype", "channels", "rate"), [("wav", "FLOAT", 2, 44100), ("flac", "PCM_24", 1, 48000), ("ogg", None, 1, 22050), ("aiff", "PCM_16", 3, 8000)]
+)
+def test_formats_rates_and_channels(ending: str, subtype: str | None, channels: int, rate: int, tmp_path: Path) -> None:
+    x = (0.1 * np.random.default_rng(0).standard_normal((rate // 4, channels))).astype(np.float32)
+    a, b = tmp_path / f"in.{ending}", tmp_path / f"out.{ending}"
+    sf.write(a, x, rate, subtype=subtype)
+    for mode in ("each", "mix"):
+        assert main(["file", str(a), str(b), "--channels", mode]) == 0
+        info = sf.info(b)
+        assert (info.samplerate, info.channels, info.frames) == (rate, channels, sf.info(a).frames)
+        assert subtype is None or info.subtype == subtype
+
+
+def test_one_sample_and_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, out = tmp_path / "one.wav", tmp_path / "out.wav"
+    sf.write(one, np.array([0.5], np.float32), 16000)
+    assert main(["file", str(one), str(out)]) == 0
+    assert sf.info(out).frames == 1
+    sf.write(one, np.full(5000, np.nan, np.float32), 16000, subtype="FLOAT")
+    assert main(["file", str(one), str(out)]) == 0
+    assert np.isfinite(sf.read(out)[0]).all()
+    assert "5000 samples were not finite" in capsys.readouterr().err
+
+
+def test_refusals(wav: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.wav"
+    text, empty, cut, cut_flac, fast = (tmp_path / n for n in ("text.wav", "empty.wav", "cut.wav", "cut.flac", "fast.wav"))
+    text.write_text("this is no audio")
+    sf.write(empty, np.zeros(0, np.float32), 16000)
+    cut.write_bytes(wav.read_bytes()[:30000])
+    sf.write(cut_flac, sf.read(wav)[0], 16000)
+    cut_flac.write_bytes(cut_flac.read_bytes()[:20000])
+    sf.write(fast, np.zeros(1000, np.float32), 96000)
+    assert "no file" in refuse(capsys, "file", tmp_path / "nothing.wav", out)
+    assert "not audio" in refuse(capsys, "file", text, out)
+    assert "folder" in refuse(capsys, "file", tmp_path, out)
+    assert "no samples" in refuse(capsys, "file", empty, out)
+    assert "cut off" in refuse(capsys, "file", cut, out)
+    refuse(capsys, "file", cut_flac, out)
+    assert "8000 to 48000" in refuse(capsys, "file", fast, out)
+    assert "no folder" in refuse(capsys, "file", wav, tmp_path / "no" / "out.wav")
+    assert "format" in refuse(capsys, "file", wav, tmp_path / "out.xyz")
+    assert "same file" in refuse(capsys, "file", wav, wav)
+    assert "strength" in refuse(capsys, "file", wav, out, "--strength", "-3")
+    assert "unknown engine" in refuse(capsys, "file", wav, out, "--engine", "abacus")
+    assert "planned" in refuse(capsys, "file", wav, out, "--task", "extract")
+    refuse(capsys, "file", wav)
+    refuse(capsys, "sing")
+    refuse(capsys)
+    refuse(capsys, "bench", "--rate", "12")
+    refuse(capsys, "bench", "--streams", "zero")
+    assert not out.exists() and not list(tmp_path.glob(".*part"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_output(wav: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    assert "may not be written" in refuse(capsys, "file", wav, folder / "out.wav")
+
+
+def test_output_that_fails_while_writing(wav: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As root permissions do not stop anybody, but a place that is no place does."""
+    if Path("/proc").is_dir():
+        refuse(capsys, "file", wav, "/proc/out.wav")

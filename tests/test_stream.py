@@ -1,0 +1,272 @@
+"""`Stream`: same samples out as in, a declared delay, no matter how the audio arrives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voicewire.engines import Engine
+from voicewire.engines.engine import F32, State
+from voicewire.engines.stft import analyse, hop_samples, synthesise
+from voicewire.rt import Stream
+
+RATES = [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000]
+
+
+class Wire:
+    """An engine that changes nothing, so that what the stream itself does is seen exactly."""
+
+    name, weights = "wire", "wire"
+
+    def init_state(self, batch: int, task: str = "restore") -> State:
+        return {"count": np.zeros(batch, np.int64)}
+
+    def step(self, x: F32, state: State) -> tuple[F32, State]:
+        return x.copy(), {"count": state["count"] + 1}
+
+    advance = step
+
+
+def noise(n: int, *more: int, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal((n, *more))).astype(np.float32)
+
+
+def through(stream: Stream, x: np.ndarray, sizes: list[int]) -> np.ndarray:
+    """All of x in blocks of the given sizes, over and over, then the flush, delay removed."""
+    out, at, i = [], 0, 0
+    while at < len(x):
+        n = sizes[i % len(sizes)]
+        y = stream.process(x[at : at + n])
+        assert y.shape == x[at : at + n].shape
+        assert y.dtype == x.dtype
+        out.append(y)
+        at, i = at + n, i + 1
+    out.append(stream.flush().astype(x.dtype))
+    return np.concatenate(out)[stream.latency_samples :]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_wire_engine_gives_the_input_back(rate: int) -> None:
+    """STFT, overlap-add, buffering and delay bookkeeping are exact at every rate; only the top bin of 48 kHz is left out."""
+    x = noise(rate)
+    y = through(Stream(rate, engine=Wire()), x, [rate // 7])
+    error = np.abs(y - x).max()
+    assert error < (0.02 if rate == 48000 else 1e-5)
+
+
+@given(sizes=st.lists(st.integers(1, 5000), min_size=1, max_size=6), n=st.integers(1, 9000), rate=st.sampled_from(RATES))
+@settings(max_examples=40, deadline=None)
+def test_any_blocks_give_the_same_samples(sizes: list[int], n: int, rate: int) -> None:
+    x = noise(n)
+    assert np.array_equal(through(Stream(rate, engine=Wire()), x, sizes), through(Stream(rate, engine=Wire()), x, [n]))
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+def test_model_output_does_not_depend_on_blocks(rate: int, engine: Engine) -> None:
+    x = noise(rate // 2)
+    whole = through(Stream(rate, engine=engine), x, [len(x)])
+    for sizes in ([1], [rate // 100], [37, 4001, 1]):
+        part = x[: rate // 10] if sizes == [1] else x
+        np.testing.assert_allclose(through(Stream(rate, engine=engine), part, sizes)[: len(part) - rate // 20], whole[: len(part) - rate // 20], atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_declared_delay_is_the_measured_one(rate: int) -> None:
+    """An impulse comes out exactly `latency_samples` later, wherever in a frame it falls; and that is at most 30 ms."""
+    for at in (0, 1, rate // 100, rate // 50 - 1, 2 * rate // 50 + 17):
+        stream = Stream(rate, engine=Wire())
+        x = np.zeros(rate // 4, np.float32)
+        x[at] = 1
+        y = stream.process(x)
+        assert int(np.abs(y).argmax()) == at + stream.latency_samples
+    assert Stream(rate, engine=Wire()).latency_ms <= 30.0
+
+
+def test_a_change_never_reaches_back_further_than_the_delay(engine: Engine) -> None:
+    x = noise(16000)
+    before = Stream(16000, engine=engine).process(x)
+    for at in range(8000, 8320, 53):
+        changed = x.copy()
+        changed[at:] = noise(16000 - at, seed=1)
+        after = Stream(16000, engine=engine).process(changed)
+        first = int((after != before).argmax())
+        assert first >= at, "output changed before the input did"
+    # and the delayed output really does use the whole of it: the look-ahead is not overstated by more than a hop
+    assert first <= at + 160
+
+
+def test_bypass_is_the_delayed_input(noisy: np.ndarray, engine: Engine) -> None:
+    for rate in (16000, 48000):
+        x = noise(rate // 2)
+        y = through(Stream(rate, bypass=True, engine=engine), x, [333])
+        np.testing.assert_allclose(y, x, atol=1e-5)
+
+
+def test_switching_bypass_does_not_click(noisy: np.ndarray, engine: Engine) -> None:
+    """Switching five times a second steps no harder from sample to sample than the two signals themselves do."""
+    x = noisy[16000:80000]
+    wet, dry = through(Stream(16000, engine=engine), x, [320]), x
+    stream, out = Stream(16000, engine=engine), []
+    for i in range(0, len(x), 320):
+        stream.bypass = (i // 320) % 20 >= 10
+        out.append(stream.process(x[i : i + 320]))
+    y = np.concatenate([*out, stream.flush()])[stream.latency_samples :]
+    steepest = max(np.abs(np.diff(wet)).max(), np.abs(np.diff(dry)).max())
+    assert np.abs(np.diff(y)).max() < 1.05 * steepest
+    # both signals are in there
+    assert np.abs(y - wet).max() > 1e-4 or np.array_equal(wet, dry)
+    assert np.abs(y[: 8 * 320] - wet[: 8 * 320]).max() < 1e-5
+
+
+def test_strength_limits_what_is_taken_away(engine: Engine) -> None:
+    x = noise(16000)
+    full, ten, none = (through(Stream(16000, strength_db=s, engine=engine), x, [320]) for s in (None, 10.0, 0.0))
+    np.testing.assert_allclose(none, x, atol=1e-5)
+    g = np.float32(10 ** (-10 / 20))
+    np.testing.assert_allclose(ten, full + g * (x - full), atol=1e-5)
+    with pytest.raises(ValueError, match="strength"):
+        Stream(16000, strength_db=-3)
+
+
+def test_silence_stays_silent(engine: Engine) -> None:
+    for rate in (8000, 16000, 48000):
+        assert np.abs(through(Stream(rate, engine=engine), np.zeros(rate, np.float32), [480])).max() < 1e-6
+    stream = Stream(16000, engine=engine)  # and after speech it becomes silent again
+    stream.process(noise(16000))
+    assert np.abs(stream.process(np.zeros(160000, np.float32))[80000:]).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        np.full(4000, np.nan, np.float32), np.full(4000, np.inf, np.float32), np.full(4000, 1.0, np.float32), np.full(4000, 1e30, np.float32),
+        np.sign(np.sin(np.arange(4000))).astype(np.float32), np.full(4000, 1e-38, np.float32), np.array([1.0], np.float32),
+    ],
+    ids=["nan", "inf", "dc", "huge", "square", "denormal", "one sample"],
+)  # fmt: skip
+def test_hostile_input_never_gives_nan_and_is_forgotten(hostile: np.ndarray, engine: Engine) -> None:
+    stream = Stream(16000, engine=engine)
+    assert np.isfinite(stream.process(hostile)).all()
+    assert np.isfinite(stream.process(noise(16000))).all()
+    if not np.isfinite(hostile).all():
+        assert stream.repaired_samples == len(hostile)
+
+
+def test_int16_in_int16_out(engine: Engine) -> None:
+    x = noise(8000)
+    a = through(Stream(16000, engine=engine), np.round(x * 32767).astype(np.int16), [320])
+    b = through(Stream(16000, engine=engine), (np.round(x * 32767) / 32768).astype(np.float32), [320])
+    assert a.dtype == np.int16
+    # the flush is float, so compare what came before it
+    np.testing.assert_allclose(a[:7000] / 32768, b[:7000], atol=1 / 32768)
+
+
+def test_channels(engine: Engine) -> None:
+    x = noise(4800, 2)
+    each = through(Stream(16000, 2, mode="each", engine=engine), x, [777])
+    for c in range(2):
+        np.testing.assert_allclose(each[:, c], through(Stream(16000, engine=engine), np.ascontiguousarray(x[:, c]), [777]), atol=1e-5)
+    mix = through(Stream(16000, 2, engine=engine), x, [777])
+    np.testing.assert_array_equal(mix[:, 0], mix[:, 1])
+    np.testing.assert_allclose(mix[:, 0], through(Stream(16000, engine=engine), x.mean(1), [777]), atol=1e-5)
+
+
+def test_reset_and_flush_start_afresh(engine: Engine) -> None:
+    x, stream = noise(8000), Stream(16000, engine=engine)
+    first = through(stream, x, [320])
+    assert np.array_equal(through(stream, x, [320]), first)
+    stream.process(noise(1234, seed=5))
+    stream.reset()
+    assert np.array_equal(through(stream, x, [320]), first)
+
+
+def test_snapshot_moves_a_stream(engine: Engine) -> None:
+    x = noise(16000)
+    here = Stream(16000, engine=engine)
+    here.process(x[:7777])
+    data = here.snapshot()
+    there = Stream(16000, engine=engine)
+    there.restore(data)
+    assert np.array_equal(there.process(x[7777:]), here.process(x[7777:]))
+
+
+@pytest.mark.parametrize("damage", [lambda d: b"", lambda d: b"nonsense", lambda d: d[: len(d) // 2], lambda d: d[:200] + b"\0" * 50 + d[250:]])
+def test_damaged_snapshots_are_refused(damage: Any, engine: Engine) -> None:
+    stream = Stream(16000, engine=engine)
+    stream.process(noise(3000))
+    before = stream.snapshot()
+    with pytest.raises(ValueError, match="snapshot"):
+        stream.restore(damage(before))
+    assert stream.snapshot() == before
+    with pytest.raises(ValueError, match="rate 16000"):
+        Stream(48000, engine=engine).restore(before)
+
+
+@pytest.mark.parametrize("rate", [0, 7999, 48001, 96000])
+def test_rates_outside_are_refused(rate: int) -> None:
+    with pytest.raises(ValueError, match="8000 to 48000"):
+        Stream(rate)
+
+
+def test_wrong_arguments_are_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="planned"):
+        Stream(16000, task="convert", engine=engine)
+    with pytest.raises(ValueError, match="unknown"):
+        Stream(16000, task="sing", engine=engine)
+    with pytest.raises(ValueError, match="does not fit"):
+        Stream(16000, engine=engine).process(noise(10, 2))
+    with pytest.raises(ValueError, match="int32"):
+        Stream(16000, engine=engine).process(np.zeros(10, np.int32))
+
+
+def test_threads_share_a_stream_safely(engine: Engine) -> None:
+    """Two threads push into one stream: every sample comes out once, and nothing breaks."""
+    stream, counts = Stream(16000, engine=Wire()), []
+
+    def push() -> None:
+        for _ in range(200):
+            counts.append(len(stream.process(noise(97))))
+
+    threads = [threading.Thread(target=push) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sum(counts) == 3 * 200 * 97
+    assert stream.frames == 3 * 200 * 97 // 320
+
+
+def test_above_8_khz_is_real_content(engine: Engine) -> None:
+    """48 kHz in gives 48 kHz out: a voice-like input with energy at 10 kHz keeps energy there."""
+    rng, rate = np.random.default_rng(0), 48000
+    t = np.arange(2 * rate) / rate
+    envelope = np.clip(np.sin(2 * np.pi * 3 * t), 0, 1) ** 2
+    x = (envelope * (0.2 * np.sign(np.sin(2 * np.pi * 140 * t)) + 0.05 * rng.standard_normal(len(t)))).astype(np.float32)
+    y = through(Stream(rate, engine=engine), x, [480])
+    spectrum = np.abs(np.fft.rfft(y[rate:])) ** 2
+    bins = len(spectrum) / 24000
+    assert spectrum[int(8500 * bins) : int(16000 * bins)].sum() > 1e-6 * spectrum.sum()
+
+
+def test_stft_round_trip() -> None:
+    for rate in RATES:
+        hop = hop_samples(rate)
+        x = noise(20 * hop).reshape(1, -1)
+        tail, overlap, out = np.zeros((1, hop), np.float32), np.zeros((1, hop), np.float32), []
+        for i in range(0, 20 * hop, 2 * hop):
+            spec, tail = analyse(tail, x[:, i : i + 2 * hop])
+            y, overlap = synthesise(overlap, spec)
+            out.append(y)
+        np.testing.assert_allclose(np.concatenate(out, 1)[:, hop:], x[:, :-hop], atol=1e-5)
+
+
+def test_importing_the_runtime_needs_no_torch() -> None:
+    code = "import voicewire.rt, voicewire.rt.cli, voicewire.rt.bench, voicewire.rt.doctor, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ".links", "PATH": "/usr/bin:/bin"})

@@ -1,0 +1,188 @@
+"""The training line on audio made here: pack, mix, train, stop, resume, export, run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+
+from tools import degrade, sounds
+from tools.losses import EnhanceLoss, Loudness
+from tools.mixer import Mixer
+from tools.prepare import main as prepare_main
+from tools.prepare import prepare
+from tools.recipe import load
+from voicewire.engines.contract import EngineSteps, verify_contract
+from voicewire.engines.engine import open_engine
+
+RECIPE = """
+[model]
+channels = 8
+width = 8
+bands = 8
+mix_groups = 2
+blocks = 2
+trunk_dim = 16
+trunk_layers = 1
+trunk_heads = 2
+window_frames = 20
+[data]
+cache = "{cache}"
+batch = 2
+seconds = 1.0
+workers = 0
+[train]
+warmup_steps = 2
+checkpoint_minutes = 0.0
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small cache of voice-like sounds and noise, with and without a manifest, and one broken file."""
+    root = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    for speaker in ("anna", "ben"):
+        (root / "speech" / speaker).mkdir(parents=True)
+        for i in range(3):
+            t = np.arange(32000) / 16000
+            x = np.clip(np.sin(2 * np.pi * 3 * t), 0, 1) * np.sign(np.sin(2 * np.pi * (110 + 40 * i) * t)) * 0.3
+            sf.write(root / "speech" / speaker / f"{i}.wav", x, 16000)
+    (root / "noise").mkdir()
+    sf.write(root / "noise" / "fan.flac", 0.1 * rng.standard_normal(48000), 48000)
+    (root / "noise" / "broken.wav").write_text("no audio")
+    (root / "noise" / "manifest.csv").write_text("path,label,snr_db\nfan.flac,fan,\nbroken.wav,nothing,\n")
+    out = root / "cache"
+    hours = prepare([("speech", root / "speech"), ("noise", root / "noise")], out, 16000, 0, 1)
+    assert hours["speech"] == pytest.approx(12 / 3600) and hours["noise"] == pytest.approx(1 / 3600, rel=0.01)
+    return out
+
+
+def test_index_names_speakers(cache: Path) -> None:
+    items = json.loads((cache / "index.json").read_text())["items"]
+    assert {i["speaker"] for i in items if i["kind"] == "speech"} == {"anna", "ben"}
+    assert [i["label"] for i in items if i["kind"] == "noise"] == ["fan"]
+
+
+def test_prepare_refuses_nonsense(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare", "--out", "x", "voices=/nowhere"])
+    assert prepare_main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_batches_are_pure_and_sane(cache: Path) -> None:
+    a, b = Mixer(cache, 1, 4, 1.0), Mixer(cache, 1, 4, 1.0)
+    seen = []
+    for i in range(12):
+        mix, target = a.batch(i)
+        assert mix.dtype == target.dtype == np.float32 and mix.shape == target.shape == (4, 16000)
+        assert np.isfinite(mix).all() and np.isfinite(target).all() and np.abs(mix).max() <= 1
+        seen.append((mix, target))
+    again = b.batch(7)
+    assert np.array_equal(again[0], seen[7][0]) and np.array_equal(again[1], seen[7][1])
+    assert not np.array_equal(seen[0][0], seen[1][0])
+
+
+def test_mixture_and_target_are_aligned(cache: Path) -> None:
+    """With noise far below speech the two correlate best at lag zero."""
+    mixer, good = Mixer(cache, 3, 1, 1.0), 0
+    for i in range(40):
+        mix, target = (z[0] for z in mixer.batch(i))
+        if (target**2).mean() < 1e-7:
+            continue
+        lags = np.fft.irfft(np.fft.rfft(mix, 32768) * np.fft.rfft(target, 32768).conj())
+        good += int(np.abs(lags).argmax()) == 0
+    assert good > 20
+
+
+@pytest.mark.parametrize("make", sounds.MAKERS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_made_noises(make: sounds.Maker, rate: int) -> None:
+    for seed in range(5):
+        x = make(np.random.default_rng(seed), rate, rate)
+        assert x.shape == (rate,) and x.dtype == np.float32 and np.isfinite(x).all()
+        assert 0.5 < np.sqrt((x**2).mean()) < 2
+
+
+def test_degradations_keep_length_and_sense(cache: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = sounds.coloured(rng, 16000, 16000) * np.float32(0.1)
+    assert np.abs(degrade.clip(rng, x)).max() < np.abs(x).max()
+    assert 0 < (degrade.lose_packets(rng, x, 16000) == 0).mean() < 0.5
+    spectrum = lambda z: np.abs(np.fft.rfft(z)) ** 2  # noqa: E731
+    assert spectrum(degrade.band_limit(rng, x, 16000))[7600:].sum() < 0.1 * spectrum(x)[7600:].sum()
+    h = degrade.synthetic_room(rng, 16000)
+    assert h[0] == 1 and (degrade.early_part(h, 16000)[1600:] ** 2).sum() < 1e-6
+    np.testing.assert_allclose(degrade.convolve(x, np.array([1.0], np.float32)), x, atol=1e-6)
+
+
+def test_loss_orders_signals(noisy: np.ndarray, clean: np.ndarray) -> None:
+    """Perfect < half the noise < noisy, for the whole loss and for the loudness part alone."""
+    n, c = (torch.from_numpy(z[16000:64000])[None] for z in (noisy, clean))
+    half = c + 0.5 * (n - c)
+    loss, loudness = EnhanceLoss(0.5, 0.15), Loudness()
+    values = [loss(y, c, n)[0].item() for y in (c, half, n)]
+    assert values == sorted(values)
+    values = [loudness(y, c).item() for y in (c, half, n)]
+    assert values == sorted(values) and values[0] < 0.1
+    y = n.clone().requires_grad_()
+    loss(y, c, n)[0].backward()
+    assert y.grad is not None and torch.isfinite(y.grad).all()
+    silent = loss(torch.zeros_like(n), torch.zeros_like(n), n)[0]
+    assert torch.isfinite(silent)
+
+
+def test_recipes() -> None:
+    for path in Path("tools/recipes").glob("*.toml"):
+        load(path)
+
+
+def test_recipe_refuses_unknown_settings(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    for text, complaint in (
+        ("[train]\nspeed = 3", "speed"),
+        ("[fun]\n", "fun"),
+        ("[model]\nchanels = 3", "chanels"),
+        ("= 3", "r.toml"),
+        ("[model]\nbands = 7\nblocks = 3", "even"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=complaint):
+            load(path)
+
+
+def run(*args: object) -> str:
+    done = subprocess.run([sys.executable, "-m", *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_train_stop_resume_export_run(cache: Path, tmp_path: Path) -> None:
+    recipe, folder = tmp_path / "small.toml", tmp_path / "run"
+    recipe.write_text(RECIPE.format(cache=cache))
+    run("tools.train", folder, "--recipe", recipe, "--steps", 3, "--device", "cpu")
+    first = torch.load(folder / "last.pt", weights_only=True)
+    assert first["step"] == 3
+    assert "resumed" in run("tools.train", folder, "--steps", 2, "--device", "cpu")
+    second = torch.load(folder / "last.pt", weights_only=True)
+    assert second["step"] == 5
+    moved = [not torch.equal(first["model"][k], second["model"][k]) for k in first["model"] if "weight" in k]
+    assert sum(moved) > 0.8 * len(moved), "training moves no weights"
+    high = tmp_path / "high"
+    run("tools.train_high", high, "--core", folder / "last.pt", "--cache", cache, "--steps", 2)
+    run("voicewire.engines.export", folder / "last.pt", "--high", high / "last.pt", "--out", tmp_path / "weights")
+    x = (0.02 * np.random.default_rng(0).standard_normal((3, 20, 480, 2))).astype(np.float32)
+    engines = [open_engine(name, tmp_path / "weights") for name in ("onnx", "torch")]
+    outputs = []
+    for engine in engines:
+        verify_contract(EngineSteps(engine), x)
+        outputs.append(engine.step(x[:, :2], engine.init_state(3))[0])
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
+    text = (tmp_path / "weights" / "model.onnx").read_bytes()
+    assert str(Path.cwd()).encode() not in text, "the exported file tells where it was made"
