@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from voicewire.engines.engine import EngineError
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # one line instead of usage and a line
@@ -154,15 +156,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     a = _parser().parse_args(argv)
     try:
         return _run(a)
-    except (ValueError, RuntimeError, OSError) as e:
-        from voicewire.engines.engine import EngineError
-
-        if not isinstance(e, (ValueError, EngineError, OSError)):
-            raise
+    except (ValueError, EngineError, OSError) as e:
         print(f"voicewire: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as e:  # a fault of ours: one line for the user, everything with python -X dev
+        if sys.flags.dev_mode:
+            raise
+        print(f"voicewire: internal fault: {type(e).__name__}: {e} (python -X dev -m voicewire.rt … shows where)", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ def _check_whole(path: Path) -> None:
         while len(chunk := f.read(8)) == 8:
             name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
             if name == b"data":
-                if length not in (0, 0xFFFFFFFF) and f.tell() + length > size:
+                if 0 < length < 0x7FFF0000 and f.tell() + length > size:
                     missing = (f.tell() + length - size) / max(1, length)
                     raise InputError(f"{path} is cut off: {missing:.0%} of its samples are missing; copy or record it again")
-                return
+                return  # (a writer to a pipe leaves 0 or a huge number there)
             f.seek(length + length % 2, os.SEEK_CUR)
     raise InputError(f"{path} is cut off before its samples begin; copy or record it again")
 

@@ -78,3 +78,16 @@ def test_module_runs() -> None:
         [sys.executable, "-m", "voicewire.rt", "file", "nothing.wav", "out.wav"], capture_output=True, text=True, env={"PYTHONPATH": ".links"}
     )
     assert done.returncode == 2 and done.stderr == "voicewire: no file nothing.wav\n"
+
+
+def test_examples_run(tmp_path: Path, noisy: np.ndarray) -> None:
+    a, b = tmp_path / "in.wav", tmp_path / "out.wav"
+    sf.write(a, noisy[:20000], 16000)
+    env = {"PYTHONPATH": ".links", "PATH": "/usr/bin:/bin"}
+    for args in (["examples/blocks.py", a, b], ["examples/move_a_stream.py", a]):
+        done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+    assert "same: True" in done.stdout
+    assert sf.info(b).frames == 20000
+    assert main(["file", str(a), str(tmp_path / "cli.wav")]) == 0
+    np.testing.assert_allclose(sf.read(b)[0], sf.read(tmp_path / "cli.wav")[0], atol=1e-4)

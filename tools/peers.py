@@ -21,38 +21,47 @@ RATE = 16000
 
 @dataclass(frozen=True)
 class System:
-    """`delay` in samples at 16 kHz, removed before scoring."""
+    """`delay` in samples at 16 kHz, removed before scoring; `at_48k` is there for systems whose native rate that is."""
 
     name: str
     run: Callable[[np.ndarray], np.ndarray]
     delay: int
     version: str
+    at_48k: Callable[[np.ndarray], np.ndarray] | None = None
 
 
-def _at_48k(x: np.ndarray, frame: int, step: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    up = soxr.resample(x, RATE, 48000)
-    up = np.pad(up, (0, -len(up) % frame)).astype(np.float32)
-    y = np.concatenate([step(np.ascontiguousarray(up[i : i + frame])) for i in range(0, len(up), frame)])
-    return soxr.resample(y, 48000, RATE)[: len(x)].astype(np.float32)
+def _framed(x: np.ndarray, frame: int, step: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    padded = np.pad(x, (0, -len(x) % frame)).astype(np.float32)
+    y = np.concatenate([step(np.ascontiguousarray(padded[i : i + frame])) for i in range(0, len(padded), frame)])
+    return y[: len(x)]
+
+
+def _full_band(name: str, at_48k: Callable[[np.ndarray], np.ndarray], delay: int, version: str) -> System:
+    def run(x: np.ndarray) -> np.ndarray:
+        y = soxr.resample(at_48k(soxr.resample(x, RATE, 48000).astype(np.float32)), 48000, RATE)
+        return y[: len(x)].astype(np.float32)
+
+    return System(name, run, delay, version, at_48k)
 
 
 def rnnoise() -> System:
     from pyrnnoise import rnnoise as lib
 
-    def run(x: np.ndarray) -> np.ndarray:
+    pointer = ctypes.POINTER(ctypes.c_float)
+
+    def at_48k(x: np.ndarray) -> np.ndarray:
         state = lib.create()
-        pointer = ctypes.POINTER(ctypes.c_float)
 
         def step(frame: np.ndarray) -> np.ndarray:
             loud, out = frame * np.float32(32768), np.empty_like(frame)
             lib.lib.rnnoise_process_frame(state, out.ctypes.data_as(pointer), loud.ctypes.data_as(pointer))
             return out / np.float32(32768)
 
-        y = _at_48k(x, 480, step)
+        y = _framed(x, 480, step)
         lib.destroy(state)
         return y
 
-    return System("RNNoise", run, 320, "0.2")
+    return _full_band("RNNoise", at_48k, 320, "0.2")
 
 
 def deepfilternet() -> System:
@@ -65,7 +74,7 @@ def deepfilternet() -> System:
     lib.df_process_frame.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
     lib.df_free.argtypes = [ctypes.c_void_p]
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def at_48k(x: np.ndarray) -> np.ndarray:
         state = lib.df_create(str(dfn.model_path()).encode(), 100.0, None)
 
         def step(frame: np.ndarray) -> np.ndarray:
@@ -73,11 +82,11 @@ def deepfilternet() -> System:
             lib.df_process_frame(state, frame.ctypes.data, out.ctypes.data)
             return out
 
-        y = _at_48k(x, lib.df_get_frame_length(state), step)
+        y = _framed(x, lib.df_get_frame_length(state), step)
         lib.df_free(state)
         return y
 
-    return System("DeepFilterNet3", run, 480, dfn.MODEL_VERSION)
+    return _full_band("DeepFilterNet3", at_48k, 480, dfn.MODEL_VERSION)
 
 
 def _session(path: Path) -> Any:
