@@ -13,7 +13,7 @@ from voicewire.engines.net.causal import Causal, State
 from voicewire.engines.net.fullband import FullBand
 from voicewire.engines.net.level import Level
 from voicewire.engines.net.model import Model
-from voicewire.engines.net.scan import GatedRecurrence, linear_scan
+from voicewire.engines.net.scan import GatedRecurrence, linear_scan, scan_doubling, scan_sequential
 from voicewire.engines.net.trunk import Trunk
 
 SMALL = ModelConfig(
@@ -118,6 +118,13 @@ def test_scan_gradient() -> None:
     b = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
     h = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(linear_scan, (a, b, h))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 16, 37])
+def test_both_scans_agree(frames: int) -> None:
+    """The one for GPUs and the one for CPUs."""
+    a, b, h = torch.rand(2, frames, 3), torch.randn(2, frames, 3), torch.randn(2, 3)
+    torch.testing.assert_close(scan_doubling(a, b, h), scan_sequential(a, b, h))
 
 
 def test_pinned_prefix_is_seen_for_ever() -> None:

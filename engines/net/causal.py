@@ -26,6 +26,12 @@ class Causal(nn.Module):
         raise TypeError(f"{type(self).__name__} must define step")
 
 
+def parts(x: Tensor, n: int) -> tuple[Tensor, ...]:
+    """`chunk` along the last axis, as slices: the ONNX exporter turns `chunk` into sequence operators, slow and unknown to TensorRT."""
+    size = x.shape[-1] // n
+    return tuple(x[..., i * size : (i + 1) * size] for i in range(n))
+
+
 def scoped(name: str, state: State) -> State:
     """Prefix every key: {"h": t} → {"name.h": t}."""
     return {f"{name}.{k}": v for k, v in state.items()}

@@ -123,7 +123,7 @@ class Model(Causal):
         for i, conv in enumerate(self.dec):
             d = d + conv(d)
             d = self.merge[i + 1](torch.cat([d, skips[-2 - i]], 1))
-        o = self.tail(d).view(b, t, HOPS_PER_FRAME, 2, 2, CORE_BINS).permute(0, 1, 2, 5, 3, 4)
+        o = self.tail(d).float().view(b, t, HOPS_PER_FRAME, 2, 2, CORE_BINS).permute(0, 1, 2, 5, 3, 4)
         o = o.reshape(b, t * HOPS_PER_FRAME, CORE_BINS, 2, 2)
         return complex_mul(o[..., 0, :], x) + expand(o[..., 1, :]) * level[..., None, None]
 

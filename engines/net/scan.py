@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .causal import Causal, State
+from .causal import Causal, State, parts
 
 
 class _Scan(torch.autograd.Function):
@@ -21,7 +21,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
-        out = _scan_loop(a, b, h0)
+        out = _scan(a, b, h0)
         ctx.save_for_backward(a, out, h0)
         return out
 
@@ -29,27 +29,34 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, out, h0 = ctx.saved_tensors
         a_next = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1).flip(1)
-        grad_b = _scan_loop(a_next, grads[0].flip(1), torch.zeros_like(h0)).flip(1)
+        grad_b = _scan(a_next, grads[0].flip(1), torch.zeros_like(h0)).flip(1)
         before = torch.cat([h0[:, None], out[:, :-1]], 1)
         return grad_b * before, grad_b, a[:, 0] * grad_b[:, 0]
 
 
-def _scan_loop(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
-    if a.is_cuda:  # log2(T) passes instead of T launches (Hillis & Steele 1986)
-        a, h = a.clone(), b.clone()
-        h[:, 0] = torch.addcmul(h[:, 0], a[:, 0], h0)
-        shift = 1
-        while shift < a.shape[1]:
-            h = torch.cat([h[:, :shift], torch.addcmul(h[:, shift:], a[:, shift:], h[:, :-shift])], 1)
-            a = torch.cat([a[:, :shift], a[:, shift:] * a[:, :-shift]], 1)
-            shift *= 2
-        return h
+def scan_doubling(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
+    """log2(T) passes over everything instead of T small ones (Hillis & Steele 1986): for GPUs, where launches cost most."""
+    h = torch.cat([torch.addcmul(b[:, :1], a[:, :1], h0[:, None]), b[:, 1:]], 1)
+    shift = 1
+    while shift < a.shape[1]:
+        h = torch.cat([h[:, :shift], torch.addcmul(h[:, shift:], a[:, shift:], h[:, :-shift])], 1)
+        a = torch.cat([a[:, :shift], a[:, shift:] * a[:, :-shift]], 1)
+        shift *= 2
+    return h
+
+
+def scan_sequential(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
+    """One multiply-add a frame: for CPUs."""
     out = torch.empty_like(b)
     h = h0
     for t in range(b.shape[1]):
         h = torch.addcmul(b[:, t], a[:, t], h)
         out[:, t] = h
     return out
+
+
+def _scan(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
+    return scan_doubling(a, b, h0) if a.is_cuda else scan_sequential(a, b, h0)
 
 
 def linear_scan(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
@@ -80,7 +87,7 @@ class GatedRecurrence(Causal):
         return {"h": torch.zeros(batch, self.bands, self.width)}
 
     def _gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        v, z, o = self.inp(self.norm(x)).chunk(3, -1)
+        v, z, o = parts(self.inp(self.norm(x)).float(), 3)  # a memory near 1 does not fit into bf16
         a = torch.sigmoid(z + self.memory)
         return a, (1 - a) * v, nn.functional.silu(o)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from ..config import TASKS, ModelConfig
-from .causal import Causal, State
+from .causal import Causal, State, parts
 
 NEVER = -1e9  # additive mask; finite, so an empty row gives no NaN
 
@@ -33,7 +33,7 @@ class Layer(nn.Module):
             nn.init.normal_(w, std=0.02)
 
     def mlp(self, x: Tensor) -> Tensor:
-        gate, value = self.up(self.norm2(x)).chunk(2, -1)
+        gate, value = parts(self.up(self.norm2(x)), 2)
         y: Tensor = x + self.down(silu(gate) * value)
         return y
 
@@ -65,7 +65,7 @@ class Trunk(Causal):
         """rows: [B, P, dim] → per layer (k, v) of the prefix and the row's next value; prefix rows attend to each other."""
         out = []
         for layer in self._layers():
-            q, k, v = (self._split(r) for r in layer.qkv(layer.norm1(rows)).chunk(3, -1))
+            q, k, v = (self._split(r) for r in parts(layer.qkv(layer.norm1(rows)), 3))
             a = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
             out.append((k, v, rows))
             rows = layer.mlp(rows + layer.proj(a.transpose(1, 2).flatten(-2)))
@@ -94,7 +94,7 @@ class Trunk(Causal):
         bias = bias.masked_fill((age < 0) | (age >= self.window + 1), NEVER)  # the ring's `window` rows and the frame itself
         bias = torch.cat([bias.new_zeros(self.heads, t, 1), bias], -1)[None]
         for layer, (pk, pv, _) in zip(self._layers(), self._prefix_rows(rows), strict=True):
-            q, k, v = (self._split(r) for r in layer.qkv(layer.norm1(x)).chunk(3, -1))
+            q, k, v = (self._split(r) for r in parts(layer.qkv(layer.norm1(x)), 3))
             k, v = torch.cat([pk, k], 1), torch.cat([pv, v], 1)
             a = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias)
             x = layer.mlp(x + layer.proj(a.transpose(1, 2).flatten(-2)))
@@ -113,7 +113,7 @@ class Trunk(Causal):
         ks, vs = [], []
         scale = (self.dim // self.heads) ** -0.5
         for i, layer in enumerate(self._layers()):
-            q, k, v = (self._split(r) for r in layer.qkv(layer.norm1(x)).chunk(3, -1))
+            q, k, v = (self._split(r) for r in parts(layer.qkv(layer.norm1(x)), 3))
             ks.append(k[:, 0])
             vs.append(v[:, 0])
             k = torch.cat([state["prefix_k"][:, i], state["k"][:, i], k], 1).permute(0, 2, 3, 1)
