@@ -1,4 +1,4 @@
-"""`voicewire live`: microphone in, speech out, through PortAudio. The plain form; rings, virtual devices and drift come with issue 3."""
+"""`voicewire live`: microphone in, speech out, through PortAudio. The plain form: no virtual device, no drift control yet."""
 
 from __future__ import annotations
 

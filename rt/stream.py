@@ -63,7 +63,7 @@ class Stream:
         self.engine: Engine = engine or open_engine()
         self.latency_samples = latency_samples(rate)
         self.frame_samples = HOPS_PER_FRAME * self._hop
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._slots = 1 if mode == "mix" else channels
         self.reset()
 
@@ -116,10 +116,9 @@ class Stream:
         Shape [latency_samples] for one channel, else [latency_samples, channels].
         """
         shape = (self.latency_samples,) if self.channels == 1 else (self.latency_samples, self.channels)
-        rest = self.process(np.zeros(shape, np.float32))
-        repaired = self.repaired_samples
-        self.reset()
-        self.repaired_samples = repaired
+        with self._lock:
+            rest = self.process(np.zeros(shape, np.float32))
+            self.reset()
         return rest
 
     # -- inside --------------------------------------------------------------------------------------------------------

@@ -88,14 +88,15 @@ def measured_latency_ms(run: Callable[[np.ndarray], np.ndarray], delay: int, x: 
     return 1e3 * worst / RATE
 
 
-def ours(weights: Path) -> peers.System:
-    """voicewire through its own command line; aligned, so no delay to remove."""
+def ours(weights: Path, rate: int = RATE) -> peers.System:
+    """voicewire through its own command line; aligned, so no delay to remove. At another rate: resampled there and back."""
     engine = open_engine("onnx", weights)
 
     def run(x: np.ndarray) -> np.ndarray:
-        if weights != WEIGHTS:
-            y, _ = files.process(x[:, None], Stream(RATE, engine=engine))
-            return y[:, 0]
+        if weights != WEIGHTS or rate != RATE:
+            there = soxr.resample(x, RATE, rate).astype(np.float32)
+            y, _ = files.process(there[:, None], Stream(rate, engine=engine))
+            return soxr.resample(y[:, 0], rate, RATE)[: len(x)]
         with tempfile.TemporaryDirectory() as folder:
             a, b = Path(folder) / "in.wav", Path(folder) / "out.wav"
             sf.write(a, x, RATE, subtype="FLOAT")
@@ -104,7 +105,7 @@ def ours(weights: Path) -> peers.System:
             y, _ = sf.read(b, dtype="float32")
         return y
 
-    return peers.System("voicewire", run, 0, engine.weights)
+    return peers.System("voicewire" if rate == RATE else f"voicewire at {rate} Hz", run, 0, engine.weights)
 
 
 class Cache:
@@ -199,6 +200,7 @@ def main() -> int:
     p.add_argument("--systems", help="comma-separated; default: all that can run here")
     p.add_argument("--peers-dir", type=Path, help="folder with gtcrn_simple.onnx and ulunas_stream_simple.onnx")
     p.add_argument("--weights", type=Path, default=WEIGHTS)
+    p.add_argument("--rates", type=int, nargs="*", default=[], help="also run voicewire at these rates, resampled there and back")
     p.add_argument("--cache", type=Path, default=Path("peers-cache"))
     p.add_argument("--json", type=Path, help="write every score here")
     a = p.parse_args()
@@ -209,7 +211,7 @@ def main() -> int:
     others, missing = peers.available(a.peers_dir)
     for line in missing:
         print(line, file=sys.stderr)
-    systems = [peers.System("unprocessed", lambda x: x, 0, "-"), ours(a.weights), *others]
+    systems = [peers.System("unprocessed", lambda x: x, 0, "-"), ours(a.weights), *(ours(a.weights, r) for r in a.rates), *others]
     if a.systems:
         wanted = a.systems.split(",")
         unknown = sorted(set(wanted) - {s.name for s in systems})
