@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with the built wheel and what it depends on."""
     folder = tmp_path_factory.mktemp("install")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), "."], check=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):  # built from a copy: setuptools leaves a build/ behind that later wheels would pick up
+        shutil.copy(name, folder)
+    for room in ("rt", "engines", "kernels"):
+        shutil.copytree(room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), str(folder)], check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
     wheel = next(folder.glob("voicewire-*.whl"))
     subprocess.run([*pip, "--python", str(folder / "env/bin/python"), "install", str(wheel)], check=True)
