@@ -84,7 +84,7 @@ def run(
     rows: list[dict[str, Any]] = []
     try:
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-            jobs = [("paced", 1), *(("back to back", n) for n in streams)]
+            jobs = [("paced", 1), *(("hot", n) for n in streams)]
             task = bar.add_task("measuring", total=len(jobs))
             for kind, n in jobs:
                 frames = int(seconds * 50) if kind == "paced" else max(200, int(seconds * 50 / n))
@@ -98,16 +98,18 @@ def run(
         console.file.write(json.dumps(doc, default=float) + "\n")
         return
     table = Table(title=f"{engine} engine, {rate} Hz, 20 ms frames, one thread, {'SCHED_FIFO' if not why_not else 'normal scheduling'}", title_justify="left")
-    for head in ("step, ms", "streams", "p50", "p99", "p99.9", "RTF", "RTF/stream", "last/first", "RSS grew"):
+    for head in ("step, ms", "streams", "p50", "p99", "p99.9", "RTF", "RTF each", "drift", "RSS +MB"):
         table.add_column(head, justify="left" if head == "step, ms" else "right")
     for r in rows:
         table.add_row(
             r["kind"], str(r["streams"]), f"{r['p50_ms']:.2f}", f"{r['p99_ms']:.2f}", f"{r['p999_ms']:.2f}", f"{r['rtf']:.3f}", f"{r['rtf_per_stream']:.3f}",
-            f"{r['drift']:.2f}", f"{r['rss_growth_mb']:.1f} MB",
+            f"{r['drift']:.2f}", f"{r['rss_growth_mb']:.1f}",
         )  # fmt: skip
     console.print(table)
     torch = "with" if start["imports_torch"] else "without"
-    console.print("RTF: CPU time over audio time; last/first: median step of the last tenth over the first; RSS: resident memory", highlight=False)
+    console.print(
+        "paced: a step every 20 ms, as live; hot: back to back. RTF: CPU time over audio time. drift: last tenth of the steps over the first", highlight=False
+    )
     console.print(f"start to first processed frame: {start['seconds']:.2f} s, {start['rss_mb']:.0f} MB resident, {torch} torch", highlight=False)
     if why_not:
         console.print(why_not)

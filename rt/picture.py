@@ -51,4 +51,4 @@ def before_after(path: Path, before: F32, after: F32, rate: int, labels: tuple[s
     bottom = _GAP - 4 + 2 * _HEIGHT + _GAP
     for t in np.arange(0, seconds, max(0.5, round(seconds / 10))):
         draw.text((_LEFT + t / seconds * _WIDTH, bottom + 4), f"{t:g} s", "black", ImageFont.load_default(13), "ma")
-    image.save(path)
+    image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the size, no visible loss

@@ -134,7 +134,7 @@ class Stream:
         else:
             raise ValueError(f"samples of type {x.dtype} are not supported; give float32 or int16")
         # beyond +-1,000 times full scale is no sound: keep the arithmetic finite
-        y = np.clip(y, -1e3, 1e3).reshape(len(y), -1).T
+        y = np.clip(y, -1e3, 1e3).reshape(len(y), self.channels).T
         return y.mean(0, keepdims=True) if self.mode == "mix" else np.ascontiguousarray(y)
 
     def _from_slots(self, y: F32, like: Samples) -> Samples:

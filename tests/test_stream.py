@@ -178,6 +178,11 @@ def test_channels(engine: Engine) -> None:
     np.testing.assert_allclose(mix[:, 0], through(Stream(16000, engine=engine), x.mean(1), [777]), atol=1e-5)
 
 
+def test_empty_blocks_are_fine(engine: Engine) -> None:
+    assert Stream(16000, engine=engine).process(np.zeros(0, np.float32)).shape == (0,)
+    assert Stream(16000, 2, mode="each", engine=engine).process(np.zeros((0, 2), np.float32)).shape == (0, 2)
+
+
 def test_reset_and_flush_start_afresh(engine: Engine) -> None:
     x, stream = noise(8000), Stream(16000, engine=engine)
     first = through(stream, x, [320])

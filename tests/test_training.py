@@ -177,6 +177,8 @@ def test_train_stop_resume_export_run(cache: Path, tmp_path: Path) -> None:
     high = tmp_path / "high"
     run("tools.train_high", high, "--core", folder / "last.pt", "--cache", cache, "--steps", 2)
     run("voicewire.engines.export", folder / "last.pt", "--high", high / "last.pt", "--out", tmp_path / "weights")
+    started = run("tools.train", tmp_path / "warm", "--recipe", recipe, "--init", tmp_path / "weights", "--steps", 1, "--device", "cpu")
+    assert "warm start" in started
     x = (0.02 * np.random.default_rng(0).standard_normal((3, 20, 480, 2))).astype(np.float32)
     engines = [open_engine(name, tmp_path / "weights") for name in ("onnx", "torch")]
     outputs = []

@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,7 +102,9 @@ def ours(weights: Path, rate: int = RATE) -> peers.System:
         with tempfile.TemporaryDirectory() as folder:
             a, b = Path(folder) / "in.wav", Path(folder) / "out.wav"
             sf.write(a, x, RATE, subtype="FLOAT")
-            if cli.main(["file", str(a), str(b), "--json"]):
+            with redirect_stdout(io.StringIO()):
+                code = cli.main(["file", str(a), str(b), "--json"])
+            if code:
                 raise RuntimeError("voicewire file failed")
             y, _ = sf.read(b, dtype="float32")
         return y

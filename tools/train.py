@@ -1,7 +1,7 @@
 """Train the enhancer, in time boxes that can be stopped and resumed.
 
     python -m tools.train runs/restore --recipe tools/recipes/restore.toml --minutes 60          # start, or resume where it was
-    python -m tools.train runs/more --init runs/restore/last.pt --minutes 30                     # warm restart from weights
+    python -m tools.train runs/more --recipe … --init engines/weights --minutes 30      # warm restart, from released weights or a .pt
 
 Runs on one or two CPU cores or on CUDA (bf16) from the same recipe. Leaves RUN/last.pt (to resume), RUN/step-N.pt (weights only)
 and TensorBoard events; the learning rate is flat and falls in the last `decay_share` of the box.
@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from voicewire.engines.config import CORE_BINS
+from voicewire.engines.export import load_weights
 from voicewire.engines.net.model import Model
 from voicewire.engines.net.spectrum import istft, stft
 
@@ -83,7 +84,10 @@ class Run:
             self.step, self.minutes, self.hours = saved["step"], saved["minutes"], saved["hours"]
             print(f"resumed {last} at step {self.step}, {self.hours:.1f} h of audio")
         elif init:
-            weights = torch.load(init, map_location=device, weights_only=True)["ema"]
+            if init.is_dir():  # released weights
+                weights = load_weights(init).core.state_dict()
+            else:
+                weights = torch.load(init, map_location=device, weights_only=True)["ema"]
             self.model.load_state_dict(weights)
             self.ema.load_state_dict(weights)
             print(f"warm start from {init}")
@@ -162,7 +166,7 @@ def main() -> int:
     p.add_argument("--recipe", type=Path, help="TOML; default: the one saved in RUN")
     p.add_argument("--minutes", type=float, default=1e9)
     p.add_argument("--steps", type=int)
-    p.add_argument("--init", type=Path, help="start from the averaged weights of this checkpoint")
+    p.add_argument("--init", type=Path, help="start from the averaged weights of this checkpoint, or from a weights folder")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()

@@ -37,10 +37,10 @@ class HighBands(nn.Module):
         self.time = GatedRecurrence(1, d)
         self.norm = nn.LayerNorm(d)
         self.out = nn.Linear(d, HOPS_PER_FRAME * HIGH_BANDS * 2)
-        with torch.no_grad():  # start: pass most of it, add next to nothing
-            self.out.weight.mul_(0.1)
-            self.out.bias.view(HOPS_PER_FRAME, HIGH_BANDS, 2)[..., 0] = 1.0
-            self.out.bias.view(HOPS_PER_FRAME, HIGH_BANDS, 2)[..., 1] = -3.0
+        with torch.no_grad():  # start: follow the core's gain at 4 ... 8 kHz, add next to nothing
+            self.out.weight.zero_()
+            self.out.bias.view(HOPS_PER_FRAME, HIGH_BANDS, 2)[..., 0] = 4.0
+            self.out.bias.view(HOPS_PER_FRAME, HIGH_BANDS, 2)[..., 1] = -6.0
 
     def features(self, x: Tensor, core_in: Tensor, core_out: Tensor, h: Tensor, level: Tensor) -> Tensor:
         """→ [B, frames, 1, high_dim]"""
@@ -52,10 +52,13 @@ class HighBands(nn.Module):
         y: Tensor = silu(self.inp(torch.cat([f, h], -1)))[:, :, None]
         return y
 
-    def apply_gains(self, z: Tensor, x: Tensor, core_out: Tensor, level: Tensor) -> Tensor:
+    def apply_gains(self, z: Tensor, x: Tensor, core_in: Tensor, core_out: Tensor, level: Tensor) -> Tensor:
         """z: [B, frames, 1, high_dim], x: [B, hops, 320, 2] → [B, hops, 320, 2]"""
         o = self.out(silu(self.norm(z[:, :, 0]))).view(x.shape[0], -1, HIGH_BANDS, 2)
-        gain = torch.sigmoid(o[..., 0]).repeat_interleave(HIGH_BAND_BINS, -1)[..., None]
+        # what the core keeps of 4 ... 8 kHz tells how much of this hop is speech; the head corrects it band by band
+        kept, had = (band_power(c[:, :, CORE_BINS // 2 :]).mean(-1, keepdim=True) for c in (core_out, core_in))
+        presence = ((kept + 1e-6 * level[..., None].square()) / (had + 1e-6 * level[..., None].square())).sqrt().clamp_max(1)
+        gain = (presence * torch.sigmoid(o[..., 0])).repeat_interleave(HIGH_BAND_BINS, -1)[..., None]
         size = (softplus(o[..., 1]) ** (1 / POWER) * level[..., None]).repeat_interleave(HIGH_BAND_BINS, -1)[..., None]
         upper = core_out[:, :, CORE_BINS // 2 :]
         unit = upper / (band_power(upper).sqrt() + 1e-3 * level[..., None]).repeat_interleave(HIGH_BAND_BINS, -1)[..., None]
@@ -83,14 +86,14 @@ class FullBand(Causal):
         low, top = x[:, :, :CORE_BINS], x[:, :, CORE_BINS:]
         y, h, level = self.core.forward_features(low, task)
         z = self.high.time(self.high.features(top, low, y, h, level))
-        return torch.cat([y, self.high.apply_gains(z, top, y, level)], 2)
+        return torch.cat([y, self.high.apply_gains(z, top, low, y, level)], 2)
 
     def step_rows(self, x: Tensor, state: State) -> tuple[Tensor, State, Tensor, Tensor]:
         """One frame, attention rings read only: (y, new small states, new k rows, new v rows)."""
         low, top = x[:, :, :CORE_BINS], x[:, :, CORE_BINS:]
         y, h, level, new, k, v = self.core.step_rows(low, state)
         z, s = self.high.time.step(self.high.features(top, low, y, h, level), within("high", state))
-        return torch.cat([y, self.high.apply_gains(z, top, y, level)], 2), {**new, **scoped("high", s)}, k, v
+        return torch.cat([y, self.high.apply_gains(z, top, low, y, level)], 2), {**new, **scoped("high", s)}, k, v
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, new, k, v = self.step_rows(x, state)
