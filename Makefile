@@ -8,7 +8,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run demo test lint bench evaluate system clean
+.PHONY: run demo test lint bench evaluate soak system sound-servers browser clean
 
 run: $(VENV)/.runtime
 	$(BIN)/voicewire start
@@ -19,7 +19,7 @@ demo: $(VENV)/.runtime
 bench: $(VENV)/.runtime
 	$(BIN)/voicewire bench
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev | sound-servers browser
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
@@ -36,6 +36,27 @@ system:
 	@ldconfig -p | grep -q libportaudio || $(SUDO) apt-get install -y -qq libportaudio2 \
 	  || ($(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq libportaudio2) \
 	  || echo "no PortAudio: live audio will not work, files and the demo do (apt-get install libportaudio2)"
+
+# PulseAudio and PipeWire with null devices, for the tests of live audio (which say so and skip where a server is missing)
+SERVERS := pulseaudio pulseaudio-utils pipewire pipewire-bin pipewire-jack wireplumber dbus-daemon libasound2-plugins
+sound-servers:
+	@for p in pulseaudio pipewire wireplumber dbus-daemon pactl; do command -v $$p >/dev/null || missing=1; done; \
+	  [ -z "$$missing" ] || $(SUDO) apt-get install -y -qq --no-install-recommends $(SERVERS) \
+	  || ($(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $(SERVERS)) \
+	  || echo "no sound servers: the tests of live audio will be skipped (apt-get install $(SERVERS))"
+
+# 30 minutes of live audio under load on each server; appends to tools/SOAK.md
+MINUTES ?= 30
+soak: $(VENV)/.runtime | sound-servers
+	$(PIP) 'tqdm>=4.66,<5'
+	$(BIN)/python -m tools.soak --server pipewire --minutes $(MINUTES) --report tools/SOAK.md
+	$(BIN)/python -m tools.soak --server pulseaudio --minutes $(MINUTES) --report tools/SOAK.md
+
+# Chromium for the tests of the relay's page; they are skipped, and say so, where it cannot be had
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(SUDO) apt-get install -y -qq chromium >/dev/null \
+	  || ($(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq chromium >/dev/null) \
+	  || echo "no Chromium: the tests of the browser page are skipped (apt-get install chromium)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || ($(SUDO) apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV))

@@ -70,7 +70,20 @@ def export_onnx(model: FullBand, path: Path) -> None:
         del node.metadata_props[:]
         node.doc_string = ""
     helper.set_model_props(proto, {"voicewire.weights": fingerprint(model)})
+    _store_half(proto)
     onnx.save(proto, str(path))
+
+
+def _store_half(proto: onnx.ModelProto) -> None:
+    """Keep the weights as the fp16 values they are, half the file; ONNX Runtime turns them into fp32 once, when it loads."""
+    for tensor in proto.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        half = value.astype(np.float16) if value.dtype == np.float32 and value.size > 256 else None
+        if half is None or not np.array_equal(half.astype(np.float32), value):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.half"))
+        proto.graph.node.insert(0, helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -83,7 +96,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> FullBand:
-    """Write OUT/model.safetensors (fp16), model.onnx (fp32 values of the fp16 weights), prefix.npz (keys and values
+    """Write OUT/model.safetensors (fp16), model.onnx (weights stored as fp16, computed in fp32), prefix.npz (keys and values
     of the task tokens) and model.json."""
     out.mkdir(parents=True, exist_ok=True)
     model = FullBand(ModelConfig.from_dict(core["config"])).eval()

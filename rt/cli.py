@@ -12,6 +12,10 @@ from typing import NoReturn
 
 from voicewire.engines.engine import EngineError
 
+from .live import commands as live_commands
+from .live.backend import DeviceError
+from .relay.command import add_serve
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # one line instead of usage and a line
@@ -62,11 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     d = sub.add_parser("demo", help="clean a bundled noisy recording: sound files, spectrogram, table")
     d.add_argument("--out", type=Path, default=Path("demo-out"))
 
-    live = sub.add_parser("live", help="microphone in, speech out")
-    live.add_argument("--in", dest="device_in", metavar="NAME")
-    live.add_argument("--out", dest="device_out", metavar="NAME")
-    live.add_argument("--strength", type=_strength, metavar="DB")
-    live.add_argument("--seconds", type=_positive, help="stop after this long")
+    live_commands.add(sub, _positive, _strength)
 
     b = sub.add_parser("bench", help="measure step time, real-time factor and memory here")
     b.add_argument("--engine", default="onnx")
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     b.add_argument("--streams", type=_streams, default=(1, 2, 4, 8), help="how many at once, like 1,2,4,8")
     b.add_argument("--json", action="store_true")
 
+    add_serve(sub)
     sub.add_parser("doctor", help="check this machine and say what to do")
     sub.add_parser("start", help="live if there is a sound device, else the demo (what `make run` runs)")
     return p
@@ -117,6 +118,10 @@ def _file(a: argparse.Namespace) -> int:
 def _run(a: argparse.Namespace) -> int:
     if a.command == "file":
         return _file(a)
+    if a.command in ("serve", "send"):
+        from .relay import command
+
+        return command.run(a)
     from rich.console import Console
 
     console = Console()
@@ -135,15 +140,13 @@ def _run(a: argparse.Namespace) -> int:
         from . import doctor
 
         return doctor.run(console)
-    elif a.command == "live":
-        from . import live
-
-        live.run(console, device_in=a.device_in, device_out=a.device_out, strength_db=a.strength, seconds=a.seconds)
+    elif a.command in live_commands.COMMANDS:
+        return live_commands.run(a, console)
     elif a.command == "start":
-        from . import demo, live
+        from . import demo
 
-        if live.has_devices():
-            live.run(console, device_in=None, device_out=None, strength_db=None, seconds=None)
+        if live_commands.has_devices():
+            live_commands.start(console)
         else:
             console.print("no sound device here (voicewire doctor says why), so the demo runs instead of live audio", highlight=False)
             demo.run(Path("demo-out"), console)
@@ -156,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     a = _parser().parse_args(argv)
     try:
         return _run(a)
-    except (ValueError, EngineError, OSError) as e:
+    except (ValueError, EngineError, DeviceError, OSError) as e:
         print(f"voicewire: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,20 +66,47 @@ def _scheduling() -> Finding:
     return Finding("ok", "real-time scheduling is allowed")
 
 
-def _sound() -> Finding:
-    try:
-        import sounddevice as sd
+def _sound() -> Iterator[Finding]:
+    from .live.backend import DeviceError, open_backend
 
-        devices = sd.query_devices()
-    except OSError:
-        return Finding("note", "no PortAudio library, so no live audio", "install it: apt-get install libportaudio2")
-    except Exception as e:
-        return Finding("note", f"sound devices cannot be listed: {e}", "check that a sound server (PipeWire or PulseAudio) runs")
-    inputs = [d["name"] for d in devices if d["max_input_channels"]]
-    outputs = [d["name"] for d in devices if d["max_output_channels"]]
+    try:
+        backend = open_backend()
+        devices = backend.devices()
+    except DeviceError as e:
+        yield Finding("note", "no live audio here; files and the demo work without", str(e))
+        return
+    ours = [d for d in devices if d.name.startswith("voicewire")]
+    inputs, outputs = ([d for d in devices if d.kind == kind and d not in ours] for kind in ("input", "output"))
+    server = devices[0].api if devices else backend.name
     if not inputs or not outputs:
-        return Finding("note", f"{len(inputs)} microphones, {len(outputs)} outputs", "plug one in or start the sound server; files and the demo work without")
-    return Finding("ok", f"sound: {len(inputs)} inputs, {len(outputs)} outputs; default {sd.query_devices(kind='input')['name']}")
+        yield Finding("note", f"{server}: {len(inputs)} microphones, {len(outputs)} outputs", "plug one in; files and the demo work without")
+        return
+    default = next((d.name for d in inputs if d.default), inputs[0].name)
+    yield Finding("ok", f"sound: {server} through {backend.name}, {len(inputs)} inputs, {len(outputs)} outputs; microphone {default}")
+    if backend.name != "pulse" and sys.platform.startswith("linux"):
+        yield Finding(
+            "note", "no PulseAudio or PipeWire server, so no virtual microphone", "start one: systemctl --user start pipewire-pulse, or pulseaudio --start"
+        )
+
+
+def _virtual() -> Iterator[Finding]:
+    from .live import virtual
+    from .live.backend import DeviceError
+
+    try:
+        if sys.platform.startswith("linux"):
+            with virtual.control("doctor") as pulse:
+                cleaned = virtual.clean(pulse)
+                made = virtual.present(pulse)
+            if cleaned:
+                yield Finding("ok", f"{cleaned} virtual devices left behind by a crash were removed")
+            yield Finding("ok", f"virtual devices: {', '.join(made) or 'none now'}; voicewire live --out virtual makes the microphone")
+        elif found := virtual.cable():
+            yield Finding("ok", f"virtual cable: live --out '{found[0]}', and choose '{found[1]}' in the call")
+        else:
+            virtual.refuse_elsewhere()
+    except DeviceError as e:
+        yield Finding("note", "no virtual microphone", str(e))
 
 
 def _gpu() -> Finding:
@@ -90,12 +118,13 @@ def _gpu() -> Finding:
     return Finding("note", f"{found[0]} is installed", "this version has no GPU engine yet; the CPU engine is used")
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (_python, _engine, _scheduling, _sound, _gpu)
-
-
 def findings() -> Iterator[Finding]:
-    for check in CHECKS:
-        yield check()
+    yield _python()
+    yield _engine()
+    yield _scheduling()
+    yield from _sound()
+    yield from _virtual()
+    yield _gpu()
 
 
 def run(console: Console) -> int:

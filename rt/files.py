@@ -14,6 +14,7 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
+from .lane import to_int16
 from .stream import Stream
 
 F32 = NDArray[np.float32]
@@ -103,7 +104,8 @@ def write(path: Path, x: F32, rate: int, subtype: str | None = None) -> None:
         subtype = sf.default_subtype(kind)
     part = path.with_name(f".{path.name}.part")
     try:
-        sf.write(part, x, rate, format=kind, subtype=subtype)
+        # libsndfile reads 16 bits as n / 32768 but writes round(x 32767): what was not changed must come back as it was
+        sf.write(part, to_int16(x) if subtype == "PCM_16" else x, rate, format=kind, subtype=subtype)
         os.replace(part, path)
     except (sf.LibsndfileError, OSError) as e:
         raise InputError(f"{path} could not be written: {e}") from None

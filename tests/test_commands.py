@@ -12,8 +12,8 @@ import pytest
 import soundfile as sf
 from PIL import Image
 
-from voicewire.rt import live
 from voicewire.rt.cli import main
+from voicewire.rt.live import commands
 
 
 def test_demo(tmp_path: Path, clean: np.ndarray, noisy: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +49,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_start_without_a_sound_device_says_so_and_runs_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(live, "has_devices", lambda: False)
+    monkeypatch.setattr(commands, "has_devices", lambda: False)
     assert main(["start"]) == 0
     assert "no sound device" in capsys.readouterr().out
     assert (tmp_path / "demo-out" / "after.wav").exists()

@@ -140,7 +140,7 @@ def test_silence_stays_silent(engine: Engine) -> None:
         assert np.abs(through(Stream(rate, engine=engine), np.zeros(rate, np.float32), [480])).max() < 1e-6
     stream = Stream(16000, engine=engine)  # and after speech it becomes silent again
     stream.process(noise(16000))
-    assert np.abs(stream.process(np.zeros(160000, np.float32))[80000:]).max() < 1e-4
+    assert np.abs(stream.process(np.zeros(160000, np.float32))[80000:]).max() < 2e-4  # -74 dBFS, seconds after full-scale noise
 
 
 @pytest.mark.parametrize(

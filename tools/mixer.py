@@ -107,9 +107,11 @@ class Mixer:
             wet, target = wet * 0, target * 0
         mix = wet.copy()
         if rng.random() < 0.97:
+            nearly_clean = rng.random() < 0.2  # good recordings must come out no worse
             for kind in str(rng.choice(NOISE_KINDS, p=NOISE_CHANCE)).split("+"):
                 y = self.noise(rng, kind)
-                snr_db = rng.uniform(3, 20) if kind == "babble" else rng.uniform(-5, 20)
+                low, high = (3, 20) if kind == "babble" else (-5, 20)
+                snr_db = rng.uniform(15, 40) if nearly_clean else rng.uniform(low, high)
                 mix += y * np.float32(loud / max(1e-5, float(np.sqrt((y**2).mean()))) * 10 ** (-snr_db / 20))
         mix += rng.standard_normal(self.n).astype(np.float32) * np.float32(loud * 10 ** (-rng.uniform(35, 70) / 20))
         if rng.random() < 0.05:

@@ -1,0 +1,178 @@
+"""`Live`: microphone (or virtual speaker) in, virtual microphone (or loudspeaker) out, for hours.
+
+with Live(LiveSettings(device_out="virtual")) as live:
+    live.set(strength_db=18.0)
+    for status in live.statuses():
+        print(status["delay_ms"], status["counts"])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .backend import DeviceError
+
+_HUNG_S = 3.0  # the audio process reports ten times a second
+
+
+@dataclass(frozen=True)
+class LiveSettings:
+    """device_in, device_out: names, None for the system's choice; "virtual": the virtual speaker / microphone. strength_db: see `Stream`.
+
+    period_ms: block length asked of the devices. cushion_ms: audio kept waiting against late steps; grows by itself where that is too little.
+    record: folder for before and after. backend: jack, pulse, portaudio or pyaudio (None: the best there is).
+    """
+
+    device_in: str | None = None
+    device_out: str | None = None
+    task: str = "restore"
+    strength_db: float | None = None
+    period_ms: float = 10.0
+    cushion_ms: float = 10.0
+    record: str | None = None
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.period_ms <= 100:
+            raise ValueError(f"period_ms must be 2 to 100, not {self.period_ms}")
+        if not 1 <= self.cushion_ms <= 200:
+            raise ValueError(f"cushion_ms must be 1 to 200, not {self.cushion_ms}")
+        if self.strength_db is not None and not self.strength_db >= 0:
+            raise ValueError(f"strength_db must be 0 (change nothing) or more, not {self.strength_db}")
+
+
+class Live:
+    """Runs the audio process and looks after it: one that hangs or dies is replaced (the model then starts afresh).
+
+    DeviceError from the constructor when the devices cannot be opened at the start; afterwards lost devices are waited for.
+    """
+
+    def __init__(self, settings: LiveSettings) -> None:
+        self.settings = settings
+        self.opened: dict[str, Any] = {}
+        self.restarts = 0
+        self._reports: queue.Queue[dict[str, Any]] = queue.Queue(1000)
+        self._set: dict[str, Any] = {}
+        self._ended = False
+        self._retired: subprocess.Popen[str] | None = None
+        self._heard_at = time.monotonic()
+        self._start(patient=False)
+        first = self._first()
+        if "fatal" in first:
+            self.close()
+            raise DeviceError(first["fatal"])
+        self.opened = first["opened"]
+
+    def _start(self, *, patient: bool) -> None:
+        # -P and -c, not -m: no module is imported twice, and nothing in the working directory is
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from voicewire.rt.live.process import main; raise SystemExit(main())"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+        self._send({"settings": asdict(self.settings), "patient": patient})
+        if self._set:
+            self._send({"set": self._set})
+        threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        for line in process.stdout:
+            self._heard_at = time.monotonic()
+            with contextlib.suppress(ValueError):
+                self._put(json.loads(line))
+        if process is not self._retired and not self._ended:
+            self._put({"died": process.wait()})
+
+    def _put(self, report: dict[str, Any]) -> None:
+        while True:
+            try:
+                return self._reports.put_nowait(report)
+            except queue.Full:  # nobody reads: keep the newest
+                with contextlib.suppress(queue.Empty):
+                    self._reports.get_nowait()
+
+    def _first(self) -> dict[str, Any]:
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            with contextlib.suppress(queue.Empty):
+                report = self._reports.get(timeout=0.5)
+                if "fatal" in report or "opened" in report:
+                    return report
+                if "died" in report:
+                    return {"fatal": f"the audio process ended with code {report['died']}; see: voicewire doctor"}
+        return {"fatal": "the audio process does not answer; see: voicewire doctor"}
+
+    def reports(self, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+        """What the audio process says, as it says it: {"status": …}, {"event": …}, {"waiting": …}, {"opened": …}; ends after timeout_s or `close`."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._ended and (end is None or time.monotonic() < end):
+            try:
+                report = self._reports.get(timeout=0.2)
+            except queue.Empty:
+                if time.monotonic() - self._heard_at > _HUNG_S:
+                    self._replace(f"did not answer for {_HUNG_S:.0f} s")
+                continue
+            if "opened" in report:
+                self.opened = report["opened"]
+            if "died" in report or "fatal" in report:
+                self._replace(f"ended ({report.get('fatal', report.get('died'))})")
+                report = {"event": {"at_s": time.time(), "kind": "restarted", "ms": 0.0, "cause": "the audio process was replaced"}}
+            yield report
+
+    def statuses(self, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+        for report in self.reports(timeout_s):
+            if "status" in report:
+                yield report["status"]
+
+    def _replace(self, why: str) -> None:
+        if self._ended:
+            return
+        self.restarts += 1
+        if self.restarts > 20:
+            raise DeviceError(f"the audio process {why}, twenty times; see: voicewire doctor")
+        self._retired = self._process  # that it ends is no news
+        self._process.kill()
+        self._process.wait()
+        time.sleep(0.2)
+        self._heard_at = time.monotonic() + 5
+        self._start(patient=True)
+
+    def set(self, *, bypass: bool | None = None, mute: bool | None = None, **strength: float | None) -> None:
+        """Change while running: bypass, mute, strength_db (None: no limit)."""
+        if set(strength) - {"strength_db"}:
+            raise ValueError(f"there is no {', '.join(strength)}; there are: bypass, mute, strength_db")
+        change = {k: v for k, v in (("bypass", bypass), ("mute", mute)) if v is not None} | strength
+        self._set |= change
+        self._send({"set": change})
+
+    def close(self) -> None:
+        """Stop; the virtual device goes with it. Idempotent."""
+        self._ended = True
+        with contextlib.suppress(BrokenPipeError, ValueError, AttributeError):
+            self._process.stdin.close()  # type: ignore[union-attr]
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

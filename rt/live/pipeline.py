@@ -1,0 +1,206 @@
+"""Capture ring → model → output edge: what one open pair of devices runs, and the counters of everything that can go wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voicewire.rt.realtime import try_realtime
+from voicewire.rt.stream import Stream
+
+from .edge import OutputEdge
+from .record import Recorder
+from .ring import Ring
+
+F32 = NDArray[np.float32]
+
+_SILENCE = 1e-4  # -80 dBFS: no microphone that is on is that quiet
+_SUSPEND_S = 1.0
+_WARM_BLOCKS = 200
+
+
+@dataclass(frozen=True)
+class Event:
+    """kind: device_overflow, device_underflow, starved, dropped, late_step, lost, opened. at_s: Unix time. ms: how much audio."""
+
+    at_s: float
+    kind: str
+    ms: float = 0.0
+    cause: str = ""
+
+
+class Log:
+    """Counts by kind, and the newest events; bounded."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.newest: deque[Event] = deque(maxlen=200)
+        self._lock = threading.Lock()
+        self._fresh: deque[Event] = deque(maxlen=200)
+
+    def add(self, kind: str, ms: float = 0.0, cause: str = "") -> None:
+        e = Event(time.time(), kind, round(ms, 2), cause)
+        with self._lock:
+            self.counts[kind] += 1
+            self.newest.append(e)
+            self._fresh.append(e)
+
+    def fresh(self) -> list[Event]:
+        """Events since the last call."""
+        with self._lock:
+            events = list(self._fresh)
+            self._fresh.clear()
+        return events
+
+
+class Controls:
+    """What the person in front of it can change while it runs; read once a block."""
+
+    def __init__(self, strength_db: float | None) -> None:
+        self.strength_db, self.bypass, self.mute = strength_db, False, False
+        self.listeners = -1  # programs that record from the virtual microphone; -1: unknown, so assume there are some
+
+
+class Meter:
+    """Levels and step times since the last `take`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._energy = np.zeros(2)
+        self._peak = np.zeros(2)
+        self._samples = 0
+        self._steps: list[float] = []
+
+    def add(self, x: F32, y: F32, step_s: float | None) -> None:
+        with self._lock:
+            self._energy += [float(np.dot(x, x)), float(np.dot(y, y))]
+            self._peak = np.maximum(self._peak, [float(np.abs(x).max(initial=0)), float(np.abs(y).max(initial=0))])
+            self._samples += len(x)
+            if step_s is not None and len(self._steps) < 10_000:
+                self._steps.append(step_s)
+
+    def take(self) -> dict[str, float]:
+        with self._lock:
+            n, energy, peak, steps = max(1, self._samples), self._energy, self._peak, self._steps
+            self._reset()
+        db = 10 * np.log10(energy / n + 1e-12)
+        return {
+            "in_db": round(float(db[0]), 1), "out_db": round(float(db[1]), 1),
+            "in_peak": round(float(peak[0]), 4), "out_peak": round(float(peak[1]), 4),
+            "step_ms": round(1e3 * float(np.mean(steps)), 2) if steps else 0.0,
+            "step_max_ms": round(1e3 * float(np.max(steps)), 2) if steps else 0.0,
+        }  # fmt: skip
+
+
+class Pipeline:
+    """One pair of devices, running. Callbacks touch rings and counters only; the model runs in the worker thread.
+
+    `stream` (at the capture rate, one channel) and its state outlive the pipeline.
+    """
+
+    def __init__(
+        self, stream: Stream, channels_in: int, rate_out: int, channels_out: int, *,
+        period_s: float, cushion_s: float, controls: Controls, log: Log, meter: Meter, lost: Callable[[], None], recorder: Recorder | None,
+    ) -> None:  # fmt: skip
+        self.stream, self.controls, self.log, self.meter = stream, controls, log, meter
+        self._lost, self._recorder = lost, recorder
+        self._block = max(1, round(period_s * stream.rate))
+        self._ring = Ring(stream.rate, 1)
+        self.edge = OutputEdge(stream.rate, rate_out, channels_out, period_s=period_s, cushion_s=cushion_s, event=self._edge_event)
+        self._some = threading.Event()
+        self._ended = False
+        self._captured_at = time.monotonic()
+        self._capture_gap_s = self._step_s = 0.0
+        self._quiet = 0
+        self._gain = 1.0
+        self.suspended = False
+        self._warm = 0
+        self._worker = threading.Thread(target=self._work, name="model", daemon=True)
+        self._worker.start()
+
+    # -- from the devices' threads -------------------------------------------------------------------------------------
+    def capture(self, x: F32, now_s: float) -> None:
+        self._capture_gap_s = max(0.9 * self._capture_gap_s, now_s - self._captured_at)
+        self._captured_at = now_s
+        mono = x if x.shape[1] == 1 else x.mean(1, keepdims=True)
+        if self._ring.write(mono) < len(x):
+            self.log.add("dropped", 1e3 * len(x) / self.stream.rate, "the model was stopped for a second")
+        self.edge.captured(len(x), now_s)
+        self._some.set()
+
+    def play(self, n: int) -> F32:
+        return self.edge.pull(n)
+
+    def event(self, kind: str) -> None:
+        if kind == "lost":
+            self._lost()
+        elif self._warm >= _WARM_BLOCKS:  # while devices start they report all kinds of things
+            self.log.add(f"device_{kind}", cause="the sound server or its device was late" if kind == "underflow" else "this machine is overloaded")
+
+    def _edge_event(self, kind: str, ms: float) -> None:
+        if self._warm < _WARM_BLOCKS or time.monotonic() - self._captured_at > 0.2:
+            return  # devices are starting, or the microphone has stopped; that is reported as lost or lies in the device
+        if self._step_s > self.edge.cushion_s:
+            cause = f"a step of the model took {1e3 * self._step_s:.0f} ms"
+        elif self._capture_gap_s > 2.5 * self._block / self.stream.rate:
+            cause = f"the microphone paused for {1e3 * self._capture_gap_s:.0f} ms"
+        else:
+            cause = "the processor was busy elsewhere"
+        self.log.add(kind, ms, cause)
+
+    # -- worker ----------------------------------------------------------------------------------------------------------
+    def _work(self) -> None:
+        try_realtime()
+        while not self._ended:
+            if not self._some.wait(0.25):
+                self.edge.input_lost()
+                continue
+            self._some.clear()
+            while not self._ended and (x := self._ring.read(self._block)).size:
+                y = self._model(x[:, 0])
+                self.edge.push(y)
+                if self._recorder:
+                    self._recorder.add(x[:, 0], y)
+
+    def _model(self, x: F32) -> F32:
+        c = self.controls
+        if not np.isfinite(x).all():
+            x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        loud = bool(np.abs(x).max() > _SILENCE)
+        self._quiet = 0 if loud else self._quiet + len(x)
+        self._warm += 1
+        self.suspended = c.listeners == 0 or self._quiet > _SUSPEND_S * self.stream.rate
+        if self.suspended:
+            y = np.zeros(len(x), np.float32)
+            self.meter.add(x, y, None)
+            return y
+        self.stream.bypass = c.bypass
+        self.stream.strength_db = c.strength_db
+        frames, began = self.stream.frames, time.perf_counter()
+        y = np.asarray(self.stream.process(x), np.float32)
+        stepped = self.stream.frames > frames
+        step_s = time.perf_counter() - began
+        if stepped:
+            self._step_s = step_s
+            if step_s > 0.5 * self.stream.frame_samples / self.stream.rate and self._warm >= _WARM_BLOCKS:
+                self.log.add("late_step", 1e3 * step_s)
+        gain = 0.0 if c.mute else 1.0
+        if gain != self._gain or gain == 0.0:
+            y = y * np.linspace(self._gain, gain, len(y), dtype=np.float32)
+            self._gain = gain
+        self.meter.add(x, y, step_s if stepped else None)
+        return y
+
+    def close(self) -> None:
+        self._ended = True
+        self._some.set()
+        self._worker.join(2)

@@ -1,0 +1,250 @@
+"""The audio process: devices, rings and model, and nothing else, so that no other Python work can make audio late.
+
+Started by `Live` as `python -m voicewire.rt.live.process`. Lines of JSON: commands on standard input, reports on standard output.
+It ends when its standard input ends, so it never outlives its owner, and takes its virtual device along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from voicewire.engines.engine import EngineError
+from voicewire.rt.realtime import try_realtime
+from voicewire.rt.stream import Stream
+
+from . import virtual
+from .backend import Calls, DeviceError, Session, Wanted, open_backend
+from .pipeline import Controls, Log, Meter, Pipeline
+from .record import Recorder
+
+_REPORT_S = 0.1
+_RETRY_S = 0.25
+
+
+class AudioProcess:
+    """settings: the fields of `LiveSettings`, as JSON."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.controls = Controls(settings["strength_db"])
+        self.log, self.meter = Log(), Meter()
+        self.stream: Stream | None = None
+        self._wake = threading.Event()
+        self._ended = self._lost = False
+        self._session: Session | None = None
+        self._pipeline: Pipeline | None = None
+        self._recorder: Recorder | None = None
+        self._owns_virtual = False
+        self._opening = 0  # counts attempts, so that what belongs to an older one knows
+        self._session_names: tuple[str, str] | None = None
+
+    # -- devices ---------------------------------------------------------------------------------------------------------
+    def _wanted(self, backend: str) -> Wanted:
+        s = self.settings
+        name_in, name_out = s["device_in"], s["device_out"]
+        if self._session_names:  # part of a name was enough to begin with; now it must be the same device
+            name_in, name_out = (n if w not in (None, "virtual") else w for n, w in zip(self._session_names, (name_in, name_out), strict=True))
+        if name_out == "virtual":
+            name_out = self._microphone(backend)
+            if backend in ("portaudio", "pyaudio") and sys.platform.startswith("linux"):
+                os.environ["PULSE_SINK"], name_out = name_out, "pulse"  # ALSA's way into the sound server
+        if name_in == "virtual":
+            name_in = self._speaker()
+        return Wanted(name_in, name_out, s["period_ms"] / 1e3, exact=self._session_names is not None)
+
+    def _microphone(self, backend: str) -> str:
+        if not sys.platform.startswith("linux"):
+            found = virtual.cable()
+            if found is None:
+                virtual.refuse_elsewhere()
+            assert found
+            return found[0]
+        name, made = virtual.microphone(os.getpid(), backend == "jack")
+        self._owns_virtual |= made
+        threading.Thread(target=self._watch_listeners, args=(self._opening,), daemon=True).start()
+        return name
+
+    def _speaker(self) -> str:
+        self._owns_virtual |= bool(virtual.create("speaker", os.getpid()))
+        return f"{virtual.SPEAKER}.monitor"
+
+    def _watch_listeners(self, opening: int) -> None:
+        with contextlib.suppress(DeviceError):
+            virtual.watch_listeners(self._listeners, lambda: self._ended or opening != self._opening)
+        if opening == self._opening:
+            self.controls.listeners = -1
+
+    def _listeners(self, n: int) -> None:
+        self.controls.listeners = n
+
+    def _ready(self, rate_in: int, channels_in: int, rate_out: int, channels_out: int) -> Calls:
+        if self.stream is None or self.stream.rate != rate_in:
+            self.stream = Stream(rate_in, task=self.settings["task"], engine=self.stream.engine if self.stream else None)
+        if self._recorder and self._recorder.rate != rate_in:  # another microphone: another pair of files
+            self._recorder.close()
+            self._recorder = None
+        if self.settings["record"] and self._recorder is None:
+            self._recorder = Recorder(Path(self.settings["record"]), rate_in, self.stream.latency_samples)
+        s = self.settings
+        self._pipeline = Pipeline(
+            self.stream, channels_in, rate_out, channels_out, period_s=s["period_ms"] / 1e3, cushion_s=s["cushion_ms"] / 1e3,
+            controls=self.controls, log=self.log, meter=self.meter, lost=self._on_lost, recorder=self._recorder,
+        )  # fmt: skip
+        return self._pipeline
+
+    def _on_lost(self) -> None:  # from the back end's thread
+        self._lost = True
+        self._wake.set()
+
+    def _open(self) -> None:
+        self._lost = False
+        self._opening += 1
+        backend = open_backend(self.settings["backend"])
+        try:
+            self._session = backend.open(self._wanted(backend.name), self._ready)
+        except DeviceError:
+            self._close()
+            if backend.name != "jack" or self.settings["backend"]:
+                raise
+            self._forget_virtual()  # nobody asked for JACK: the other way round
+            backend = open_backend("pulse")
+            try:
+                self._session = backend.open(self._wanted(backend.name), self._ready)
+            except BaseException:
+                self._close()
+                raise
+        except BaseException:
+            self._close()
+            raise
+        s = self._session
+        assert self.stream
+        self._session_names = s.name_in, s.name_out
+        say(
+            opened={
+                "backend": backend.name, "in": s.name_in, "out": s.name_out, "rate_in": s.rate_in, "channels_in": s.channels_in,
+                "rate_out": s.rate_out, "channels_out": s.channels_out, "model_ms": self.stream.latency_ms, "pid": os.getpid(),
+                "recording": [str(p) for p in self._recorder.paths] if self._recorder else [],
+            }
+        )  # fmt: skip
+
+    def _close(self) -> None:
+        session, self._session = self._session, None
+        if session:
+            session.close()
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline:
+            pipeline.close()
+
+    # -- main ------------------------------------------------------------------------------------------------------------
+    def run(self, patient: bool) -> int:
+        """patient: wait for devices that are not there, also at the start."""
+        threading.Thread(target=self._commands, daemon=True).start()
+        try:
+            try:
+                self._open()
+            except DeviceError:
+                if not patient:
+                    raise
+                self._lost = True
+            gc.collect()
+            gc.freeze()  # nothing made so far is garbage: never look at it again
+            while not self._ended:
+                self._wake.wait(_REPORT_S)
+                self._wake.clear()
+                if self._lost:
+                    self._reopen()
+                elif self._session:
+                    self._report(self._session)
+        finally:
+            self._close()
+            if self._recorder:
+                self._recorder.close()
+            self._forget_virtual()
+        return 0
+
+    def _forget_virtual(self) -> None:
+        if self._owns_virtual:
+            self._owns_virtual = False
+            with contextlib.suppress(DeviceError):
+                virtual.remove(os.getpid())
+
+    def _reopen(self) -> None:
+        self.log.add("lost", cause="a device or the sound server went away")
+        self._close()
+        while not self._ended:
+            for e in self.log.fresh():
+                say(event=e.__dict__)
+            try:
+                self._open()
+                self.log.add("opened")
+                return
+            except DeviceError as e:
+                say(waiting=str(e))
+                time.sleep(_RETRY_S)
+
+    def _report(self, session: Session) -> None:
+        pipeline = self._pipeline
+        if not pipeline or not self.stream:
+            return
+        for e in self.log.fresh():
+            say(event=e.__dict__)
+        device_in, device_out = session.latency_s()
+        edge = pipeline.edge
+        delay = {
+            "device_in": 1e3 * device_in, "model": self.stream.latency_ms, "ring": edge.delay_ms, "device_out": 1e3 * device_out,
+        }  # fmt: skip
+        say(
+            status=self.meter.take() | {
+                "delay_ms": {k: round(v, 1) for k, v in delay.items()}, "drift_ppm": round(1e6 * edge.control.deviation, 1),
+                "cushion_ms": round(1e3 * edge.cushion_s, 1), "suspended": pipeline.suspended, "listeners": self.controls.listeners,
+                "counts": dict(self.log.counts), "frames": self.stream.frames, "bypass": self.controls.bypass, "mute": self.controls.mute,
+                "strength_db": self.controls.strength_db,
+            }
+        )  # fmt: skip
+
+    def _commands(self) -> None:
+        for line in sys.stdin:
+            command = json.loads(line)
+            for name, value in command.get("set", {}).items():
+                setattr(self.controls, name, value)
+        self._ended = True
+        self._wake.set()
+
+
+_out = threading.Lock()
+
+
+def say(**message: Any) -> None:
+    """One line to the owner; a closed pipe means the owner is gone, which the end of standard input tells as well."""
+    with _out, contextlib.suppress(BrokenPipeError, ValueError):
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    sys.setswitchinterval(5e-4)
+    # Every thread, the reporting one too: an ordinary thread that is put aside while it holds the interpreter's lock would hold up the real-time ones.
+    try_realtime()
+    start = json.loads(sys.stdin.readline())
+    try:
+        return AudioProcess(start["settings"]).run(start["patient"])
+    except (DeviceError, EngineError, ValueError, OSError) as e:
+        say(fatal=str(e))
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

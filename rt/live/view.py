@@ -1,0 +1,169 @@
+"""The person in front of it: one picture in the terminal, ten times a second, and single keys."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live as Picture
+from rich.table import Table
+from rich.text import Text
+
+from voicewire.rt.stream import LIVE_TASKS
+
+from .controller import Live, LiveSettings
+from .keys import Keys
+
+_HELP = "b bypass   m mute   + − strength   0 no limit   t task   q quit"
+_STEP_DB = 3.0
+
+
+def _bar(db: float, width: int = 30) -> Text:
+    filled = int(max(0.0, min(1.0, (db + 66) / 66)) * width)
+    hot = max(0, filled - int(60 / 66 * width))
+    return Text("█" * (filled - hot), "green") + Text("█" * hot, "red") + Text("·" * (width - filled), "dim") + Text(f" {max(db, -99):6.1f} dB")
+
+
+class Screen:
+    """What is shown; fed with reports."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.status: dict[str, Any] = {}
+        self.events: deque[str] = deque(maxlen=5)
+        self.waiting = self.note = ""
+        self._taken = 0.0
+
+    def take(self, report: dict[str, Any]) -> None:
+        if "status" in report:
+            self.status, self.waiting = report["status"], ""
+            s = self.status
+            if s["in_db"] > -60 and not s["bypass"] and not s["suspended"]:
+                self._taken += 0.1 * (s["in_db"] - s["out_db"] - self._taken)
+        elif "waiting" in report:
+            self.waiting = report["waiting"]
+        elif "event" in report:
+            self.events.append(describe(report["event"]))
+
+    def picture(self) -> RenderableType:
+        s, o = self.status, self.live.opened
+        ends = f"   {o.get('in')} ({o.get('rate_in')} Hz)  →  {o.get('out')} ({o.get('rate_out')} Hz), {o.get('backend')}"
+        head = Text.assemble(("voicewire live", "bold"), ends)
+        if self.waiting:
+            return Group(head, Text(f"waiting: {self.waiting}", "yellow"), Text(_HELP, "dim"))
+        if not s:
+            return Group(head, Text("starting", "dim"))
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("in", _bar(s["in_db"]))
+        grid.add_row("out", _bar(s["out_db"]))
+        state = (
+            "muted"
+            if s["mute"]
+            else "bypassed"
+            if s["bypass"]
+            else ("asleep: nobody records" if s["listeners"] == 0 else "asleep: silence")
+            if s["suspended"]
+            else ""
+        )
+        strength = "no limit" if s["strength_db"] is None else f"at most {s['strength_db']:.0f} dB"
+        grid.add_row("taken away", f"{self._taken:5.1f} dB   ({strength}){'   ' + state if state else ''}")
+        d = s["delay_ms"]
+        total = sum(max(0.0, v) for v in d.values())
+        grid.add_row("delay", f"{total:5.1f} ms = in {d['device_in']:.0f} + model {d['model']:.0f} + ring {d['ring']:.0f} + out {d['device_out']:.0f}")
+        grid.add_row("step", f"{s['step_ms']:5.2f} ms of 20, worst {s['step_max_ms']:.2f}   clocks {s['drift_ppm']:+.0f} ppm")
+        faults = {k: v for k, v in s["counts"].items() if k not in ("opened", "lost")}
+        grid.add_row("gaps", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(faults.items())) or "none")
+        lines: list[RenderableType] = [head, grid]
+        lines += [Text(e, "yellow") for e in self.events]
+        lines.append(Text(self.note or _HELP, "dim"))
+        return Group(*lines)
+
+    def _state(self) -> str:
+        s = self.status
+        if s["mute"]:
+            return "muted"
+        if s["suspended"]:
+            return "asleep: nobody records" if s["listeners"] == 0 else "asleep: silence"
+        return "bypassed" if s["bypass"] else ""
+
+    def key(self, k: str) -> bool:
+        """Act on a key; → False to end."""
+        s = self.status
+        if k in ("q", "\x03", "\x04"):
+            return False
+        self.note = ""
+        if k == "b":
+            self.live.set(bypass=not s.get("bypass", False))
+        elif k == "m":
+            self.live.set(mute=not s.get("mute", False))
+        elif k in "+=-" and k:
+            now = s.get("strength_db")
+            value = (30.0 if now is None else now) + (_STEP_DB if k in "+=" else -_STEP_DB)
+            self.live.set(strength_db=None if value > 30 else max(0.0, value))
+        elif k == "0":
+            self.live.set(strength_db=None)
+        elif k == "t":
+            self.note = f"the only live task is {LIVE_TASKS[0]}" if len(LIVE_TASKS) == 1 else f"tasks: {', '.join(LIVE_TASKS)}"
+        return True
+
+
+def describe(event: dict[str, Any]) -> str:
+    at = time.strftime("%H:%M:%S", time.localtime(event["at_s"]))
+    length = f" {event['ms']:.0f} ms" if event.get("ms") else ""
+    return f"{at} {event['kind'].replace('_', ' ')}{length}" + (f": {event['cause']}" if event.get("cause") else "")
+
+
+def run(console: Console, settings: LiveSettings, *, seconds: float | None, quiet: bool, as_json: bool) -> None:
+    """Live until q, Ctrl-C or for `seconds`. DeviceError when it cannot begin."""
+    with Live(settings) as live:
+        screen = Screen(live)
+        try:
+            if as_json:
+                print(json.dumps({"opened": live.opened}), flush=True)
+            elif not quiet:
+                choose = " Choose 'voicewire' as the microphone in your call." if settings.device_out == "virtual" else ""
+                console.print(f"{live.opened['in']} → {live.opened['out']}; {live.opened['model_ms']:.0f} ms model.{choose}", highlight=False, soft_wrap=True)
+            if as_json or quiet or not console.is_terminal:
+                _plain(live, screen, seconds, as_json, quiet)
+            else:
+                _shown(console, live, screen, seconds)
+        except KeyboardInterrupt:
+            pass
+    counts = {k: v for k, v in screen.status.get("counts", {}).items() if v}
+    if not quiet and not as_json:
+        faults = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(counts.items())) or "no gaps"
+        console.print(f"ended after {screen.status.get('frames', 0) * 0.02:.1f} s of work: {faults}", highlight=False)
+        for path in live.opened.get("recording", []):
+            console.print(f"recorded {path}", highlight=False, soft_wrap=True)
+
+
+def _plain(live: Live, screen: Screen, seconds: float | None, as_json: bool, quiet: bool) -> None:
+    told = 0.0
+    for report in live.reports(seconds):
+        screen.take(report)
+        if as_json:
+            if "status" in report:
+                if time.monotonic() - told < 1.0:
+                    continue
+                told = time.monotonic()
+            print(json.dumps(report), flush=True)
+        elif "waiting" in report:
+            if time.monotonic() - told > 5.0:
+                told = time.monotonic()
+                print(f"voicewire: waiting: {report['waiting']}", file=sys.stderr, flush=True)
+        elif "event" in report and not quiet:
+            print(describe(report["event"]), flush=True)
+
+
+def _shown(console: Console, live: Live, screen: Screen, seconds: float | None) -> None:
+    with Keys() as keys, Picture(console=console, refresh_per_second=10, transient=True) as picture:
+        for report in live.reports(seconds):
+            screen.take(report)
+            while k := keys.pressed():
+                if not screen.key(k):
+                    return
+            picture.update(screen.picture())

@@ -1,0 +1,59 @@
+"""`voicewire serve` and `voicewire send` on the command line. Imports of weight only when they run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+
+def _number(low: int, high: int) -> Any:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is outside {low} to {high}")
+        return value
+
+    return parse
+
+
+def add_serve(sub: Any) -> None:
+    """Add the commands to a parser's sub-commands."""
+    s = sub.add_parser("serve", help="relay speech over WebSockets, many streams at once")
+    s.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only; 0.0.0.0: everyone)")
+    s.add_argument("--port", type=_number(0, 65535), default=8765)
+    s.add_argument("--token", default=os.environ.get("VOICEWIRE_TOKEN"), help="what clients must show (or the environment's VOICEWIRE_TOKEN)")
+    s.add_argument("--origin", action="append", default=[], metavar="URL", help="web pages from there may connect, like https://example.org; may be repeated")
+    s.add_argument("--cert", type=Path, metavar="FILE", help="TLS: certificate chain, PEM")
+    s.add_argument("--key", type=Path, metavar="FILE", help="TLS: its private key, PEM")
+    s.add_argument("--workers", type=_number(1, 256), default=1, metavar="N", help="processes that share the port, one a core")
+    s.add_argument("--max-streams", type=_number(1, 4096), metavar="N", help="streams of each worker (default: measured at start)")
+    s.add_argument("--max-minutes", type=_number(1, 100000), metavar="N", help="longest session (default: no limit)")
+    s.add_argument("--drain-s", type=_number(0, 86400), default=30, metavar="S", help="how long streams may go on after SIGTERM")
+    s.add_argument("--handover", type=Path, metavar="DIR", help="private folder through which streams move between workers (--workers makes one)")
+    s.add_argument("--record", type=Path, metavar="DIR", help="keep every stream's sound before and after in DIR; tell your users")
+
+    c = sub.add_parser("send", help="clean a sound file on a relay")
+    c.add_argument("input", type=Path, metavar="IN")
+    c.add_argument("output", type=Path, metavar="OUT")
+    c.add_argument("--url", default="ws://127.0.0.1:8765", help="the relay (default: %(default)s)")
+    c.add_argument("--token", default=os.environ.get("VOICEWIRE_TOKEN"))
+    c.add_argument("--realtime", action="store_true", help="send at the speed of sound, and show the delay")
+    c.add_argument("--json", action="store_true", help="print one JSON object with the measurements")
+
+
+def run(a: argparse.Namespace) -> int:
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a peer that is gone is an error of one connection, not the end of the process
+    if a.command == "send":
+        from . import client
+
+        return client.send_file(a.input, a.output, a.url, token=a.token, realtime=a.realtime, as_json=a.json)
+    from . import workers
+
+    return workers.serve(a)

@@ -1,0 +1,179 @@
+"""One WebSocket. Messages are handled where they arrive and answered at once, without a task or a queue for each, and a read that is just one
+binary message does not go through the library's parser: a third of the cost of `recv` and `send`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from websockets.asyncio.server import ServerConnection, broadcast
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN, Event
+
+from .events import Adapter, Move, ProtocolError, Reply, Sound, Start
+from .framing import binary, one_message, wire_bytes
+from .session import Session
+
+if TYPE_CHECKING:
+    from .server import Relay
+
+READ_BYTES = 1 << 14  # a read; more would let one client's flood of small messages keep the others waiting
+_DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+
+
+class Connection(ServerConnection):
+    """The `Line` of a session (see session.py), and the reader of its messages."""
+
+    def __init__(self, relay: Relay, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._relay = relay
+        self._parts = bytearray()  # of a message in fragments
+        self._unparsed: int | None = 0  # bytes given to the library that have not become frames; None: unknown
+        self._parts_text = False
+        self._allowance = 2 * relay.limits.messages_per_s
+        self._refilled = time.monotonic()
+        self._over = self._held = False
+        self.adapter: Adapter | None = None
+        self.session: Session | None = None
+        self.clogged = False
+        self.errors = 0
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if hasattr(transport, "max_size"):
+            transport.max_size = READ_BYTES
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.session is not None and self._unparsed == 0 and not self._over and (payload := one_message(data, self._relay.limits.message_bytes)) is not None:
+            self._pace()
+            self._message(payload, False)
+            return
+        if self._unparsed is not None and self.response is not None:
+            self._unparsed += len(data)
+        super().data_received(data)
+
+    def process_event(self, event: Event) -> None:
+        if self._unparsed is not None and self.request is not None and isinstance(event, Frame):
+            self._unparsed -= wire_bytes(event)
+            # a fragment leaves the library in the middle of a message; less than nothing: we lost count, it may have all from now on
+            if not event.fin or event.opcode is Opcode.CONT or self._unparsed < 0:
+                self._unparsed = None
+        if self.request is not None:
+            self._pace()
+        if self.request is None or not isinstance(event, Frame) or event.opcode not in _DATA:
+            super().process_event(event)
+            return
+        if event.fin and event.opcode is not Opcode.CONT:
+            self._message(bytes(event.data), event.opcode is Opcode.TEXT)
+            return
+        if event.opcode is not Opcode.CONT:
+            self._parts, self._parts_text = bytearray(), event.opcode is Opcode.TEXT
+        self._parts += event.data  # websockets ends the connection when they grow too long together
+        if event.fin:
+            whole, self._parts = bytes(self._parts), bytearray()
+            self._message(whole, self._parts_text)
+
+    def _message(self, data: bytes, text: bool) -> None:
+        if self._over or self.adapter is None:
+            return
+        try:
+            message: str | bytes = data
+            if text:
+                try:
+                    message = data.decode()
+                except UnicodeDecodeError:
+                    raise ProtocolError("bad_json", "a text message must be UTF-8") from None
+            for event in self.adapter.receive(message):
+                if self.session is None:
+                    if not isinstance(event, Start):
+                        raise ProtocolError("bad_order", "the first message must be start", fatal=True)
+                    self.session = self._relay.start(event, self)
+                elif isinstance(event, Sound):
+                    self.session.sound(event)
+                elif isinstance(event, Start):
+                    raise ProtocolError("bad_order", "this connection has started already")
+                elif isinstance(event, Move) and not self._relay.draining:
+                    raise ProtocolError("bad_order", "move comes after goaway")
+                else:
+                    self.session.control(event)
+        except ProtocolError as e:
+            self.refuse(e)
+        except Exception as e:
+            self._relay.fault(self, e)
+
+    def _pace(self) -> None:
+        """Frames that come too fast are read more slowly."""
+        self._allowance -= 1
+        if self._allowance <= 0:
+            now, most = time.monotonic(), self._relay.limits.messages_per_s
+            self._allowance = max(-most, min(2 * most, self._allowance + (now - self._refilled) * most))
+            self._refilled = now
+            if self._allowance <= 0 and not self._held:
+                self.hold(True)
+                self.loop.call_later(0.05 - self._allowance / most, self._rest)
+
+    def _rest(self) -> None:
+        if self.session is None or not self.session.held:
+            self.hold(False)
+
+    def refuse(self, error: ProtocolError) -> None:
+        """Tell the client what was wrong; too much of it, or something fatal, ends the connection."""
+        if self._over:
+            return
+        self.errors += 1
+        self._relay.metrics.errors.labels(error.code).inc()
+        if self.session:
+            self.session.tally.errors = self.errors
+        self.send_reply(Reply("error", {"code": error.code, "text": error.text}))
+        if error.fatal:
+            self.close_soon(1013 if error.code == "busy" else 1008, error.text)
+        elif self.session is None or self.errors >= self._relay.limits.errors:
+            self.close_soon(1008, "too many errors" if self.session else error.text)
+
+    # -- the session's line --------------------------------------------------------------------------------------------
+    def send_reply(self, reply: Reply | Sound) -> None:
+        if self.adapter is None or self.protocol.state is not OPEN:
+            return
+        for message in self.adapter.send(reply):
+            if isinstance(message, str):
+                broadcast((self,), message)
+            elif not self.transport.is_closing():
+                self.transport.write(binary(message))
+
+    def hold(self, still: bool) -> None:
+        self._held = still
+        if not self.transport.is_closing():
+            (self.transport.pause_reading if still else self.transport.resume_reading)()
+
+    def close_soon(self, code: int, reason: str) -> None:
+        if not self._over:
+            self._over = True
+            self.hold(False)
+            self._relay.later(self.close(code, reason.encode()[:120].decode(errors="ignore")))
+
+    def leave(self, session: Session) -> None:
+        self._relay.later(self._relay.move(session, self))
+
+    # -- what the transport says ---------------------------------------------------------------------------------------
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.clogged = True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.clogged = False
+        if self.session:
+            self.session.unclogged()
+
+    def eof_received(self) -> None:
+        super().eof_received()
+        self._relay.ended(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._over = True
+        self._relay.ended(self)
+        super().connection_lost(exc)
+        self._relay.gone()

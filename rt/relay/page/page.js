@@ -1,0 +1,248 @@
+// The page: what can be operated, what is shown, and what is said when something goes wrong. Sound never passes through here in live mode:
+// microphone (capture.js) → worker (socket.js) → server → worker → player (play.js).
+import { Recording, Comparison, LONGEST_S } from "./compare.js";
+import { microphone, listDevices, MicrophoneError } from "./devices.js";
+import { Spectrogram, animate } from "./spectrum.js";
+
+const $ = (id) => document.getElementById(id);
+const NO_LIMIT = 42; // the strength slider's last step
+const views = [new Spectrogram($("before")), new Spectrogram($("after"))];
+const comparison = new Comparison($);
+let session = null, lastStats = null, unsent = 0;
+
+// -- what is said ---------------------------------------------------------------------------------------------------
+function state(kind, text) {
+  $("state").dataset.state = kind;
+  $("state").textContent = text;
+}
+
+function trouble(text) {
+  $("trouble").hidden = !text;
+  $("trouble").textContent = text ?? "";
+}
+
+const mode = () => document.querySelector("input[name=mode]:checked").value;
+
+function hint() {
+  $("hint").textContent = mode() === "live"
+    ? "You will hear yourself a moment later, cleaned. Through loudspeakers the microphone would hear that again: use headphones."
+    : `Speak for up to ${LONGEST_S} seconds, press Stop, then switch between before and after. Nothing is played while you speak.`;
+}
+
+// -- token ----------------------------------------------------------------------------------------------------------
+// From the address once, then out of it, so that it is not copied along with the link.
+const address = new URL(location.href);
+if (address.searchParams.has("token")) {
+  sessionStorage.setItem("token", address.searchParams.get("token"));
+  address.searchParams.delete("token");
+  history.replaceState(null, "", address);
+}
+const withToken = (path) => {
+  const url = new URL(path, location.href), token = sessionStorage.getItem("token");
+  if (token) url.searchParams.set("token", token);
+  return url;
+};
+
+// A browser does not say why a WebSocket was refused, so ask by plain HTTP. → text, or "" when nothing seems wrong
+async function whyRefused() {
+  try {
+    if ((await fetch(withToken("/metrics"))).status === 401) {
+      $("token-form").hidden = false;
+      $("token").focus();
+      return sessionStorage.getItem("token") ? "The server does not know this token. Ask whoever runs it for the right one."
+        : "This server asks for a token. Ask whoever runs it, and enter it below.";
+    }
+    const answer = await fetch("/readyz");
+    return answer.ok ? "" : `The server takes nobody at the moment: ${(await answer.text()).trim()}`;
+  } catch {
+    return "The server cannot be reached. Is it running, and are you online?";
+  }
+}
+
+// -- one session ----------------------------------------------------------------------------------------------------
+async function begin() {
+  trouble();
+  comparison.hide();
+  lastStats = null;
+  unsent = 0;
+  const mine = session = { mode: mode(), stops: [], over: false };
+  busy(true);
+  state("wait", "Asking for the microphone");
+  try {
+    const stream = await microphone($);
+    mine.stops.push(() => stream.getTracks().forEach((t) => t.stop()));
+    if (mine.over) { mine.stops.forEach((s) => s()); return; }
+    await wire(mine, stream);
+  } catch (e) {
+    end(mine);
+    state("bad", "Not started");
+    trouble(e instanceof MicrophoneError ? e.message : `This browser cannot do it: ${e.message}`);
+  }
+}
+
+async function wire(mine, stream) {
+  // the device's own rate, where 10 ms of it are whole samples
+  let context = new AudioContext({ latencyHint: "interactive" });
+  if (context.sampleRate > 48000 || context.sampleRate % 100) {
+    await context.close();
+    context = new AudioContext({ latencyHint: "interactive", sampleRate: 48000 });
+  }
+  mine.context = context;
+  mine.stops.push(() => context.close());
+  if ($("speaker").value) await context.setSinkId($("speaker").value);
+  await Promise.all([context.audioWorklet.addModule("capture.js"), context.audioWorklet.addModule("play.js"), context.resume()]);
+
+  const source = context.createMediaStreamSource(stream);
+  const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
+  const player = new AudioWorkletNode(context, "play", { numberOfInputs: 0, outputChannelCount: [1] });
+  mine.gain = new GainNode(context, { gain: mine.mode === "live" ? $("volume").value / 100 : 0 });
+  source.connect(capture);
+  player.connect(mine.gain).connect(context.destination);
+  views[0].watch(source);
+  views[1].watch(player);
+
+  const worker = mine.worker = new Worker("socket.js");
+  const up = new MessageChannel(), down = new MessageChannel();
+  capture.port.postMessage({ port: up.port1 }, [up.port1]);
+  player.port.postMessage({ port: down.port1 }, [down.port1]);
+  player.port.onmessage = (e) => showPlaying(mine, e.data);
+  worker.onmessage = (e) => hear(mine, e.data);
+  worker.onerror = (e) => { end(mine); state("bad", "Stopped"); trouble(`A fault in this page: ${e.message}`); };
+  if (mine.mode === "compare") mine.recording = new Recording(context.sampleRate);
+  const url = withToken("/v1/stream");
+  url.protocol = url.protocol.replace("http", "ws");
+  const start = {
+    event: "start", rate: context.sampleRate, format: "s16le", channels: 1, task: "restore", header: true, strength_db: strength(),
+    bypass: $("bypass").getAttribute("aria-checked") === "true",
+  };
+  worker.postMessage({ do: "start", url: url.href, start, keep: mine.mode === "compare", microphone: up.port2, player: down.port2 }, [up.port2, down.port2]);
+  state("wait", "Connecting");
+
+  const [track] = stream.getAudioTracks();
+  track.onended = () => { finish(mine); trouble("The microphone is gone. Plug it in again or choose another one, then press Start."); };
+  context.onstatechange = () => { if (context.state === "interrupted" || context.state === "suspended") state("wait", "Paused by the device"); };
+  listDevices($);
+}
+
+function hear(mine, { event, message, samples, time, wait, ready, said, unsent: count }) {
+  if (event === "before") mine.recording.before(samples, time);
+  else if (event === "after") mine.recording.after(samples, time);
+  else if (event === "ready") {
+    mine.latency = message.latency_ms;
+    mine.began ??= performance.now();
+    trouble();
+    $("token-form").hidden = true;
+    state("on", mine.mode === "live" ? "Live" : "Recording");
+    if (message.recorded) $("kept").textContent = "The server keeps a recording of what you say here.";
+  } else if (event === "stats") {
+    lastStats = message;
+    showNetwork();
+  } else if (event === "unsent") {
+    unsent = count;
+    showNetwork();
+  } else if (event === "lag") state("wait", "Your connection is slow");
+  else if (event === "lost") away(mine, wait, ready, said);
+  else if (event === "closed") end(mine);
+  if (mine.recording?.seconds >= LONGEST_S) finish(mine);
+}
+
+async function away(mine, wait, ready, said) {
+  state("wait", `Connecting again in ${wait} s`);
+  if (said) trouble(`The server said: ${said.text}`);
+  else if (ready) trouble("The connection was lost. Connecting again by itself; your microphone stays open.");
+  else {
+    const why = await whyRefused();
+    if (session === mine && !mine.over) trouble(why || "The server took no more. It may be full; trying again by itself.");
+  }
+  if (!$("token-form").hidden) finish(mine);
+}
+
+// Asks the server for what is still inside, then ends.
+function finish(mine) {
+  if (mine.over || mine.finishing) return;
+  mine.finishing = true;
+  if (mine.worker) { state("wait", "Finishing"); mine.worker.postMessage({ do: "stop" }); setTimeout(() => end(mine), 2500); } else end(mine);
+}
+
+function end(mine) {
+  if (mine.over) return;
+  mine.over = true;
+  views.forEach((v) => v.unwatch());
+  mine.worker?.terminate();
+  mine.stops.forEach((s) => s());
+  if (session === mine) session = null;
+  busy(false);
+  state("idle", "Ready");
+  if (mine.recording?.seconds) comparison.show(mine.recording);
+}
+
+function busy(on) {
+  $("go").textContent = on ? "Stop" : "Start";
+  $("go").dataset.on = on;
+  document.querySelectorAll("input[name=mode]").forEach((i) => { i.disabled = on; });
+}
+
+// -- numbers --------------------------------------------------------------------------------------------------------
+function showPlaying(mine, p) {
+  if (mine.over) return;
+  if (mine.recording) state("on", `Recording, ${mine.recording.seconds.toFixed(0)} s`);
+  const device = mine.context.outputLatency || mine.context.baseLatency || 0;
+  if (p.delay !== null) {
+    const all = 1000 * (p.delay + device), held = 1000 * p.depth + (lastStats?.hold_ms ?? 0);
+    const rest = Math.max(0, all - 1000 * device - mine.latency - held);
+    $("delay").textContent = `${Math.round(all)} ms`;
+    $("delay-parts").textContent = `${Math.round(mine.latency)} the model, ${Math.round(held)} waiting for late packets, ${Math.round(rest)} network and blocks, `
+      + `${Math.round(1000 * device)} your loudspeaker`;
+  }
+  $("gaps").textContent = p.gaps;
+  const cut = p.removed + p.skipped;
+  $("gaps-parts").textContent = `${p.gaps ? "sound came later than expected" : "none so far"}${cut >= 0.05 ? `; ${cut.toFixed(1)} s left out to catch up` : ""}`;
+}
+
+function showNetwork() {
+  const lost = (lastStats?.lost ?? 0), late = lastStats?.late ?? 0;
+  $("lost").textContent = lost;
+  $("lost-parts").textContent = `packets, filled in by the server; ${late} came too late${unsent ? `, ${unsent} could not be sent` : ""}`;
+}
+
+// -- controls -------------------------------------------------------------------------------------------------------
+const strength = () => (+$("strength").value === NO_LIMIT ? null : +$("strength").value);
+const set = (fields) => session?.worker?.postMessage({ do: "set", fields });
+
+function label(slider, text) {
+  $(slider).setAttribute("aria-valuetext", text);
+  $(`${slider}-text`).textContent = text;
+}
+
+$("go").onclick = () => (session ? finish(session) : begin());
+$("strength").oninput = () => {
+  const db = strength();
+  label("strength", db === null ? "no limit" : db ? `${db} dB` : "0 dB: nothing");
+  set({ strength_db: db });
+};
+$("volume").oninput = () => {
+  label("volume", `${$("volume").value} %`);
+  if (session?.mode === "live") session.gain?.gain.setTargetAtTime($("volume").value / 100, session.context.currentTime, 0.02);
+};
+$("bypass").onclick = () => {
+  const on = $("bypass").getAttribute("aria-checked") !== "true";
+  $("bypass").setAttribute("aria-checked", on);
+  set({ bypass: on });
+};
+$("speaker").onchange = () => session?.context?.setSinkId($("speaker").value).catch(() => trouble("This loudspeaker cannot be used. Choose another one."));
+for (const id of ["microphone", "echoCancellation", "noiseSuppression", "autoGainControl"]) {
+  $(id).onchange = () => { if (session) { const mine = session; end(mine); begin(); } };
+}
+document.querySelectorAll("input[name=mode]").forEach((i) => { i.onchange = hint; });
+$("token-form").onsubmit = (e) => {
+  e.preventDefault();
+  sessionStorage.setItem("token", $("token").value);
+  $("token").value = "";
+  $("token-form").hidden = true;
+  if (!session) begin();
+};
+navigator.mediaDevices?.addEventListener("devicechange", () => listDevices($));
+addEventListener("pagehide", () => session && end(session));
+hint();
+listDevices($);
+animate(views);

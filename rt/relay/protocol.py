@@ -1,0 +1,211 @@
+"""Our own dialect, `/v1/stream`: JSON text and raw binary audio, checked field by field. Pure functions and one small adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from voicewire.engines.stft import hop_samples
+
+from ..lane import Samples
+from ..stream import check_task
+from .events import Clear, Event, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
+
+HEADER = struct.Struct("<IQI")  # sequence, capture time in µs, flags
+MAX_CHANNELS = 8
+MAX_NAME = 128  # characters of a mark
+FORMATS = ("s16le", "f32le", "opus")
+_START = {"event", "rate", "format", "channels", "task", "strength_db", "bypass", "header", "live", "resume"}
+_SET = {"event", "strength_db", "bypass", "task"}
+
+
+def pack_header(sequence: int, capture_us: int, flags: int = 0) -> bytes:
+    """16 bytes, little endian; the sequence wraps at 2^32."""
+    return HEADER.pack(sequence & 0xFFFFFFFF, capture_us & 0xFFFFFFFFFFFFFFFF, flags & 0xFFFFFFFF)
+
+
+def unpack_header(message: bytes) -> tuple[int, int, int, memoryview]:
+    """→ (sequence, capture_us, flags, payload)"""
+    if len(message) < HEADER.size:
+        raise ProtocolError("bad_header", f"with header, a binary message starts with {HEADER.size} bytes; this one has {len(message)}")
+    return (*HEADER.unpack_from(message), memoryview(message)[HEADER.size :])
+
+
+# -- JSON, field by field ----------------------------------------------------------------------------------------------
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ProtocolError("bad_json", "a text message must be one JSON object") from None
+    if not isinstance(message, dict) or not isinstance(message.get("event"), str):
+        raise ProtocolError("bad_json", 'a text message must be a JSON object with a text field "event"')
+    return message
+
+
+def _whole(message: dict[str, Any], key: str, default: int | None, low: int, high: int) -> int:
+    value = message.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ProtocolError("bad_field", f"{key} must be a whole number from {low} to {high}")
+    return value
+
+
+def _flag(message: dict[str, Any], key: str, default: bool) -> bool:
+    value = message.get(key, default)
+    if not isinstance(value, bool):
+        raise ProtocolError("bad_field", f"{key} must be true or false")
+    return value
+
+
+def _text(message: dict[str, Any], key: str, default: str | None) -> str:
+    value = message.get(key, default)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
+        raise ProtocolError("bad_field", f"{key} must be a text of 1 to {MAX_NAME} characters")
+    return value
+
+
+def _strength(message: dict[str, Any]) -> float | None:
+    value = message.get("strength_db")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1000 or not math.isfinite(value):
+        raise ProtocolError("bad_field", "strength_db must be null or a number from 0 to 1000")
+    return float(value)
+
+
+def _task(message: dict[str, Any]) -> str:
+    try:
+        return check_task(_text(message, "task", "restore"))
+    except ValueError as e:
+        raise ProtocolError("bad_field", str(e)) from None
+
+
+def _known(message: dict[str, Any], known: set[str]) -> None:
+    if extra := sorted(set(message) - known):
+        raise ProtocolError("bad_field", f"unknown field {extra[0][:MAX_NAME]!r} in {message['event']}; there are: {', '.join(sorted(known))}")
+
+
+def parse_start(message: dict[str, Any]) -> tuple[Start, str]:
+    """→ (what to start, format of its audio)"""
+    _known(message, _START)
+    rate = _whole(message, "rate", None, 8000, 48000)
+    hop_samples(rate)
+    kind = _text(message, "format", "s16le")
+    if kind not in FORMATS:
+        raise ProtocolError("bad_field", f"format must be one of {', '.join(FORMATS)}")
+    channels = _whole(message, "channels", 1, 1, MAX_CHANNELS)
+    resume = None if message.get("resume") is None else _text(message, "resume", None)
+    start = Start(
+        rate, channels, _task(message), _strength(message), _flag(message, "bypass", False), kind != "f32le",
+        _flag(message, "header", False), _flag(message, "live", True), resume,
+    )  # fmt: skip
+    return start, kind
+
+
+def _parse_set(message: dict[str, Any]) -> Set:
+    _known(message, _SET)
+    given = frozenset(message) - {"event"}
+    if not given:
+        raise ProtocolError("bad_field", "set needs one of: strength_db, bypass, task")
+    return Set(given, _strength(message), _flag(message, "bypass", False), _task(message))
+
+
+def parse_control(message: dict[str, Any]) -> Event:
+    """A JSON object after `start` → event."""
+    name = message["event"]
+    if name == "set":
+        return _parse_set(message)
+    if name == "mark":
+        _known(message, {"event", "name"})
+        return Mark(_text(message, "name", None))
+    plain: dict[str, Callable[[], Event]] = {"clear": Clear, "stop": Stop, "move": Move}
+    if name in plain:
+        _known(message, {"event"})
+        return plain[name]()
+    if name == "start":
+        raise ProtocolError("bad_order", "this connection has started already; open another for another stream")
+    raise ProtocolError("unknown_event", f"unknown event {name[:MAX_NAME]!r}; there are: set, clear, mark, move, stop")
+
+
+# -- audio -------------------------------------------------------------------------------------------------------------
+
+
+class Codec(Protocol):
+    """Binary messages ↔ samples [n, channels]."""
+
+    def decode(self, payload: bytes | memoryview) -> Samples:
+        """ProtocolError for what is no audio of this format."""
+
+    def encode(self, y: Samples) -> Sequence[bytes]:
+        """Messages that are full."""
+
+    def flush(self) -> Sequence[bytes]:
+        """What is left at the end."""
+
+
+class Raw:
+    """Interleaved PCM, `s16le` or `f32le`."""
+
+    def __init__(self, kind: str, channels: int) -> None:
+        self._type = np.dtype("<i2" if kind == "s16le" else "<f4")
+        self._channels = channels
+
+    def decode(self, payload: bytes | memoryview) -> Samples:
+        size = self._type.itemsize * self._channels
+        if len(payload) % size:
+            raise ProtocolError("bad_audio", f"{len(payload)} bytes are not whole samples: a sample of all channels has {size} bytes")
+        return np.frombuffer(payload, self._type).reshape(-1, self._channels)
+
+    def encode(self, y: Samples) -> Sequence[bytes]:
+        return (y.astype(self._type, copy=False).tobytes(),)
+
+    def flush(self) -> Sequence[bytes]:
+        return ()
+
+
+class V1:
+    """The adapter of `/v1/stream`. Text: JSON. Binary: audio, after a 16-byte header if `start` said so."""
+
+    def __init__(self) -> None:
+        self._start: Start | None = None
+        self._codec: Codec
+
+    def receive(self, message: str | bytes) -> Sequence[Event]:
+        if isinstance(message, str):
+            return [self._control(_object(message))]
+        if self._start is None:
+            raise ProtocolError("bad_order", 'the first message must be text: {"event": "start", "rate": ...}', fatal=True)
+        if not self._start.header:
+            return [Sound(self._codec.decode(message))]
+        sequence, capture_us, flags, payload = unpack_header(message)
+        return [Sound(self._codec.decode(payload), sequence, capture_us, flags)]
+
+    def _control(self, message: dict[str, Any]) -> Event:
+        if self._start is not None:
+            return parse_control(message)
+        if message["event"] != "start":
+            raise ProtocolError("bad_order", "the first message must be start", fatal=True)
+        start, kind = parse_start(message)
+        if kind == "opus":
+            from .opus import Opus
+
+            self._codec = Opus(start.rate, start.channels)
+        else:
+            self._codec = Raw(kind, start.channels)
+        self._start = start
+        return start
+
+    def send(self, reply: Reply | Sound) -> Sequence[str | bytes]:
+        if isinstance(reply, Reply):
+            text = json.dumps({"event": reply.name, **reply.fields})
+            return [*self._codec.flush(), text] if reply.name == "stopped" else [text]
+        messages = self._codec.encode(reply.samples)
+        if reply.sequence is None:
+            return messages
+        return [pack_header(reply.sequence, reply.capture_us, reply.flags) + m for m in messages]

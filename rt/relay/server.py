@@ -1,0 +1,328 @@
+"""`voicewire serve`: one process that relays many streams. Sockets and sessions on the event loop, steps on the scheduler's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+import os
+import secrets
+import signal
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+from voicewire.engines.engine import Engine
+
+from .adapters import Twilio, Vonage
+from .capacity import measure
+from .connection import Connection
+from .events import Adapter, ProtocolError, Reply, Start
+from .gate import Door, Gate
+from .handover import Handover
+from .limits import Limits
+from .metrics import Metrics
+from .place import Place
+from .protocol import V1
+from .record import Recorder
+from .session import Session
+from .slots import FRAME_S, Batching, Delivery, Full, Scheduler, Slot, StepTime
+
+ADAPTERS: dict[str, Callable[[], Adapter]] = {"/v1/stream": V1, "/vonage": Vonage, "/twilio": Twilio}  # path → dialect (events.py says what one is)
+RETRY_S = 5.0
+PLAY_OUT_S = 0.010
+LATE_S = 5.0
+MOVE_S = 0.1  # between streams that are asked to leave
+log = logging.getLogger("voicewire.relay")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `serve` was told. max_streams None: measure. certificate, key: TLS from these files. record: where to keep what is said, None: nowhere.
+    handover: folder for streams on their way to another worker."""
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    door: Door = field(default_factory=Door)
+    limits: Limits = field(default_factory=Limits)
+    batching: Batching = field(default_factory=Batching)
+    max_streams: int | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    record: Path | None = None
+    handover: Path | None = None
+
+
+class Relay:
+    """One worker. `await run(...)` serves until SIGTERM or SIGINT, then lets its streams go."""
+
+    def __init__(self, engine: Engine, config: Config) -> None:
+        self.config, self.limits = config, config.limits
+        self.capacity = config.max_streams or measure(engine, config.batching.max_batch)
+        self.metrics = Metrics()
+        self.metrics.capacity.set(self.capacity)
+        self.sessions: dict[str, tuple[Session, Connection]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._scheduler = Scheduler(engine, self.capacity, self._results, config.batching, self._stepped)
+        self._handover = Handover(config.handover) if config.handover else None
+        self._recorder = Recorder(config.record) if config.record else None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._connections = 0
+        self._place: Place | None = None
+        self._drain = asyncio.Event()
+        self._late: deque[float] = deque(maxlen=self.limits.late_frames)  # when frames were late
+        self._gate = Gate(
+            config.door, ADAPTERS, state=self._state, room=self._room, metrics=self.metrics.text, refused=lambda r: self.metrics.refused.labels(r).inc()
+        )
+
+    # -- who may come in -----------------------------------------------------------------------------------------------
+    def _state(self) -> str:
+        if self._scheduler.fault:
+            return "the engine has failed; restart the server"
+        return "this server is being emptied; connect again" if self._drain.is_set() else ""
+
+    def _room(self, moving: bool) -> float:
+        """moving: a stream that another worker had admitted."""
+        if not moving and len(self._late) == self._late.maxlen and time.monotonic() - self._late[0] < LATE_S:
+            return RETRY_S  # slower than measured at start: whoever is here comes first
+        return 0.0 if self._scheduler.used < self.capacity and self._connections < self.capacity + self.limits.handshakes else RETRY_S
+
+    def _check(self, connection: ServerConnection, request: Request) -> Response | None:
+        assert isinstance(connection, Connection)
+        response = self._gate.check(request)
+        if response is None:
+            connection.adapter = ADAPTERS[request.path.partition("?")[0]]()
+        return response
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        """What `websockets` runs for every connection: messages are handled as they arrive, so this only keeps time."""
+        assert isinstance(connection, Connection)
+        self._connections += 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.limits.start_timeout_s):
+                    await connection.wait_closed()
+            if connection.session is None:
+                connection.refuse(ProtocolError("timeout", f"no start within {self.limits.start_timeout_s:.0f} s", fatal=True))
+            await connection.wait_closed()
+        finally:
+            self._connections -= 1
+            self.ended(connection)
+
+    def start(self, event: Start, connection: Connection) -> Session:
+        """Admit a stream. ProtocolError `busy`, `draining` or `bad_resume`."""
+        if why := self._state():
+            raise ProtocolError("draining", why, fatal=True)
+        if self._room(event.resume is not None):
+            self.metrics.refused.labels("busy").inc()
+            raise ProtocolError("busy", f"all {self.capacity} streams are taken, or this machine is too busy; come back later", fatal=True)
+        luggage = None
+        if event.resume is not None:
+            if self._handover is None:
+                raise ProtocolError("bad_resume", "this server keeps no streams to resume", fatal=True)
+            luggage = self._handover.take(event.resume)
+        name = secrets.token_hex(8)
+        record = functools.partial(self._recorder.put, name) if self._recorder else None
+        try:
+            session = Session(name, event, connection, self._scheduler, inside_s=self.limits.inside_s, luggage=luggage, record=record)
+        except Full:  # not after `_room`, but the scheduler has the last word
+            raise ProtocolError("busy", "all streams are taken; come back later", fatal=True) from None
+        if self._recorder:
+            self._recorder.open(name, event.rate)
+        self.sessions[name] = (session, connection)
+        self.metrics.begin(session)
+        self.metrics.streams.set(self._scheduler.used)
+        self._say("start", session=name, rate=event.rate, channels=event.channels, task=event.task, resumed=luggage is not None)
+        ready = {
+            "session": name, "latency_ms": round(session.latency_ms, 4), "latency_samples": session.latency_samples, "frame_ms": 1e3 * FRAME_S,
+            "recorded": record is not None,
+        }  # fmt: skip
+        connection.send_reply(Reply("ready", ready))
+        return session
+
+    def ended(self, connection: Connection) -> None:
+        """The connection is gone: its slot is free at once."""
+        session = connection.session
+        if session and self.sessions.pop(session.name, None):
+            session.close()
+            self.metrics.count(session, ended=True)
+            self.metrics.streams.set(self._scheduler.used)
+            if self._recorder:
+                self._recorder.close(session.name)
+            self._say("end", session=session.name, code=connection.close_code, seconds=round(time.monotonic() - session.began, 1), **vars(session.tally))
+
+    # -- from the scheduler's thread -----------------------------------------------------------------------------------
+    def _results(self, done: Sequence[Delivery]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            self._loop.call_soon_threadsafe(self._pass_on, done)
+
+    def _pass_on(self, done: Sequence[Delivery]) -> None:
+        for slot, y in done:
+            if slot.open:
+                try:
+                    slot.deliver(y)
+                except Exception as e:  # one stream's trouble is not the others'
+                    self._fault_of(slot, e)
+        if self._scheduler.fault:
+            for session, connection in list(self.sessions.values()):
+                connection.refuse(ProtocolError("internal", "the engine has failed", fatal=True))
+                self._say("fault", session=session.name, error=self._scheduler.fault)
+
+    def _fault_of(self, slot: Slot, error: Exception) -> None:
+        for session, connection in list(self.sessions.values()):
+            if session.has(slot):
+                self.fault(connection, error)
+
+    def _stepped(self, t: StepTime) -> None:
+        self.metrics.stepped(t)
+        if t.live_s > FRAME_S:
+            self._late.append(time.monotonic())
+            self.metrics.late.inc()
+
+    # -- once a second, and at the end ---------------------------------------------------------------------------------
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            for session, connection in list(self.sessions.values()):
+                self.metrics.count(session)
+                try:
+                    session.say_lag()
+                    if not connection.clogged:
+                        connection.send_reply(session.stats())
+                except Exception as e:
+                    self.fault(connection, e)
+                if self.limits.session_s and now - session.began > self.limits.session_s:
+                    connection.refuse(ProtocolError("too_long", f"a session may last {self.limits.session_s:.0f} s", fatal=True))
+                elif now - session.heard > self.limits.idle_timeout_s and not session.held:
+                    connection.refuse(ProtocolError("idle", f"no audio for {self.limits.idle_timeout_s:.0f} s", fatal=True))
+            if self._handover:
+                await asyncio.to_thread(self._handover.sweep)
+
+    async def _play_out(self) -> None:
+        """The clock of sessions whose Sounds are held back until they are due."""
+        while True:
+            await asyncio.sleep(PLAY_OUT_S)
+            for session, connection in list(self.sessions.values()):
+                if session.order.tick_s is not None:
+                    try:
+                        session.tick()
+                    except Exception as e:
+                        self.fault(connection, e)
+
+    async def move(self, session: Session, connection: Connection) -> None:
+        """Keep a stream's memory where another worker finds it, and tell the client its name."""
+        if self._handover is None:
+            connection.refuse(ProtocolError("bad_order", "this server has nowhere to keep a stream; start it with --handover", fatal=True))
+            return
+        try:
+            name = self._handover.put(await asyncio.to_thread(session.pack))
+        except OSError as e:
+            self.fault(connection, e)
+            return
+        connection.send_reply(Reply("moved", {"resume": name, "samples_in": session.tally.samples_in, "samples_out": session.tally.samples_out}))
+        connection.close_soon(1012, "moved")
+
+    def fault(self, connection: Connection, error: Exception) -> None:
+        """A fault of ours while serving one client: log it, tell the client, go on."""
+        self._say("fault", error=f"{type(error).__name__}: {error}")
+        log.debug("where", exc_info=error)
+        connection.refuse(ProtocolError("internal", "a fault of the server", fatal=True))
+
+    def gone(self) -> None:
+        """A connection has ended, a stream or not."""
+        if self._place:
+            self._place.gone()
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def draining(self) -> bool:
+        return self._drain.is_set()
+
+    def drain(self) -> None:
+        """Admit nobody any more and ask all to leave."""
+        if not self._drain.is_set():
+            self._drain.set()
+            self.metrics.draining.set(1)
+            self._say("drain", streams=len(self.sessions), seconds=self.limits.drain_s)
+            self.later(self._ask_to_leave())
+
+    async def _ask_to_leave(self) -> None:
+        """One after the other: where they go, every one costs a little work that the streams there feel."""
+        end = time.monotonic() + self.limits.drain_s
+        sessions = list(self.sessions.values())
+        pause_s = min(MOVE_S, 0.5 * self.limits.drain_s / max(1, len(sessions)))
+        for session, connection in sessions:
+            if session.name in self.sessions:
+                left = max(0.0, end - time.monotonic())
+                connection.send_reply(Reply("goaway", {"deadline_ms": round(1e3 * left), "move": self._handover is not None}))
+                await asyncio.sleep(pause_s)
+
+    def _say(self, event: str, **fields: Any) -> None:
+        """One line of JSON; never audio, tokens or addresses."""
+        log.info(json.dumps({"time": round(time.time(), 3), "event": event, **fields}))
+
+    async def run(self, place: Place | None = None, ready: Callable[[int], None] | None = None) -> None:
+        """Serve on host and port of the configuration, or at a place behind a front door, until SIGTERM or `drain`. ready(port): it listens."""
+        c = self.config
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not the main thread: tests
+                self._loop.add_signal_handler(number, self.drain)
+        tls = _tls(c)
+        self._place = place
+        options: dict[str, Any] = {"write_limit": self.limits.write_bytes, "ping_interval": 5, "ping_timeout": 20, "close_timeout": 2}
+        # with a front door, connections come from there; the library still wants to listen somewhere
+        where: dict[str, Any] = {"unix": True, "path": f"\0voicewire-{os.getpid()}"} if place else {"host": c.host, "port": c.port, "backlog": 256}
+        clocks = [self._loop.create_task(self._tick()), self._loop.create_task(self._play_out())]
+        try:
+            async with serve(
+                self._handle, **where, ssl=tls, compression=None, process_request=self._check, create_connection=functools.partial(Connection, self),  # type: ignore[arg-type]
+                max_size=self.limits.message_bytes, open_timeout=self.limits.start_timeout_s, server_header="voicewire", **options,
+            ) as server:  # fmt: skip
+                port = 0 if place else next(iter(server.sockets)).getsockname()[1]
+                if place:
+                    place.serve(self._loop, self.capacity, lambda: Connection(self, ServerProtocol(max_size=self.limits.message_bytes), server, **options), tls)
+                self._say("listen", port=port or c.port, pid=os.getpid(), tls=tls is not None, max_streams=self.capacity, token=c.door.token is not None)
+                if ready:
+                    ready(port)
+                await self._drain.wait()
+                if place:
+                    place.leave(self._loop)
+                server.close(close_connections=False)  # what comes now goes to others
+                end = time.monotonic() + self.limits.drain_s
+                while self.sessions and time.monotonic() < end:  # noqa: ASYNC110  (an event set by the last session would be one more state)
+                    await asyncio.sleep(0.05)
+                for _, connection in list(self.sessions.values()):
+                    connection.close_soon(1001, "the server ends")
+        finally:
+            for clock in clocks:
+                clock.cancel()
+            self._scheduler.end()
+            if self._recorder:
+                self._recorder.end()
+            self._say("stop")
+
+
+def _tls(c: Config) -> ssl.SSLContext | None:
+    if c.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(c.certificate, c.key)
+    except (OSError, ssl.SSLError) as e:
+        raise ValueError(f"the certificate {c.certificate} and its key cannot be used: {e}") from None
+    return context

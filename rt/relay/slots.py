@@ -1,0 +1,274 @@
+"""The scheduler: one thread that steps the frames of many streams through one engine together.
+
+Every stream has a *slot*, a row of the batched state. A batch starts when every open slot has a frame, when `max_batch` have one, or when
+the oldest frame has waited `wait_frames`. Frames are taken by the time they are due: when they came, or 19 ms after the one before was
+due, so a client that sends faster than real time gets what the live ones leave over.
+
+Only the scheduler's thread touches rows. A slot that is opened on a used row is set to its first state when its first frame is stepped;
+a slot that was closed while its frame was being stepped is told by its generation.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from voicewire.engines.config import HOPS_PER_FRAME, HOPS_PER_SECOND
+from voicewire.engines.engine import Engine, State
+from voicewire.engines.stft import BINS, analyse, hop_samples
+
+from ..lane import F32, Samples, finish, to_float, to_int16
+from ..realtime import step_back
+
+FRAME_S = HOPS_PER_FRAME / HOPS_PER_SECOND
+PACE = 0.95  # a little less than a frame a frame: what one late frame adds to the due time is soon forgotten
+
+
+class Full(Exception):
+    """No slot is free."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """max_batch: slots a step, more give nothing on a CPU and keep others waiting. wait_frames: how long a frame may wait for company."""
+
+    max_batch: int = 16
+    wait_frames: float = 0.3
+
+
+Luggage = tuple[State, F32, F32]  # a stream's engine state, tail and overlap, [1, ...] each
+
+
+@dataclass(eq=False)
+class Slot:
+    """One stream's place. Belongs to the scheduler; others read `index` and `generation`."""
+
+    index: int
+    generation: int
+    hop: int
+    task: str
+    deliver: Callable[[Samples], None]
+    whole: bool  # its owner wants int16
+    frames: deque[tuple[float, float, Samples]] = field(default_factory=deque)  # (submitted, dry share, [frame])
+    due: float = 0.0
+    fresh: bool = True  # its row still holds its last user's state
+    luggage: Luggage | None = None  # (state, tail, overlap), [1, ...] each, to start from instead
+    queued: bool = False
+    open: bool = True
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One batch: slots in it, seconds it took, seconds from the oldest frame's submission to the end; live_s the same, of the oldest due time,
+    which a client that sends faster than real time does not make longer."""
+
+    slots: int
+    step_s: float
+    oldest_s: float
+    live_s: float
+
+
+Delivery = tuple[Slot, Samples]
+Item = tuple[Slot, float, float, Samples, float]  # slot, submitted, dry share, [frame], due
+
+
+class Scheduler:
+    """Steps slots of one engine. `open`, `submit`, `close` from any one thread; results go to `deliver` on the scheduler's thread.
+
+    deliver gets [(slot, [frame_samples]), ...] of one batch; the owner passes each on to `slot.deliver` if the slot is still open.
+    """
+
+    def __init__(
+        self, engine: Engine, capacity: int, deliver: Callable[[Sequence[Delivery]], None], batching: Batching | None = None,
+        timed: Callable[[StepTime], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.engine, self.capacity = engine, capacity
+        self.batching = batching or Batching()
+        self._deliver, self._timed = deliver, timed
+        first = engine.init_state(1)
+        self._first: dict[str, State] = {"restore": first}
+        self._rows: State = {k: np.zeros((capacity, *v.shape[1:]), v.dtype) for k, v in first.items()}
+        longest = hop_samples(48000)
+        self._tail, self._overlap = np.zeros((capacity, longest), np.float32), np.zeros((capacity, longest), np.float32)
+        self._free = list(range(capacity))  # a heap: low rows first, so that the active ones lie together
+        self._generation = 0
+        self._open = 0
+        self._oldest = 0.0  # when the first of the frames in `_ready` was submitted
+        self._ready: list[tuple[float, int, Slot]] = []  # a heap of slots with a frame, by due time
+        self._lock = threading.Lock()
+        self._wake, self._idle = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._stepping: frozenset[int] = frozenset()
+        self._ended = False
+        self.fault = ""  # why no more steps are made
+        self._thread = threading.Thread(target=self._run, name="voicewire-steps", daemon=True)
+        self._thread.start()
+
+    # -- from outside --------------------------------------------------------------------------------------------------
+    @property
+    def used(self) -> int:
+        return self._open
+
+    def open(self, rate: int, deliver: Callable[[Samples], None], whole: bool = False, task: str = "restore", luggage: Luggage | None = None) -> Slot:
+        """A slot for a stream of `rate` Hz, from the start or from where another stream left. whole: deliver int16, else float32. Full if there is none."""
+        with self._wake:
+            if not self._free:
+                raise Full
+            self._generation += 1
+            slot = Slot(heapq.heappop(self._free), self._generation, hop_samples(rate), task, deliver, whole, luggage=luggage)
+            self._open += 1
+        return slot
+
+    def close(self, slot: Slot) -> None:
+        """Give the slot back; frames still waiting are dropped. Does nothing the second time."""
+        with self._wake:
+            if slot.open:
+                slot.open = False
+                slot.frames.clear()
+                self._open -= 1
+                heapq.heappush(self._free, slot.index)
+                self._wake.notify()
+
+    def restart(self, slot: Slot) -> Slot:
+        """The same row for a stream that begins afresh: a new generation, so that what is under way is dropped."""
+        with self._wake:
+            slot.open = False
+            slot.frames.clear()
+            self._generation += 1
+            return Slot(slot.index, self._generation, slot.hop, slot.task, slot.deliver, slot.whole)
+
+    def submit(self, slot: Slot, frame: Samples, dry: float) -> None:
+        """frame: [frame_samples] int16 or float32; dry: share of the input to keep in it."""
+        now = time.monotonic()
+        with self._lock:  # the lock itself: entering a Condition costs five times as much
+            slot.frames.append((now, dry, frame))
+            if not slot.queued:
+                self._queue(slot, now)
+            if len(self._ready) == 1 or self._complete():
+                self._wake.notify()
+
+    def export(self, slot: Slot) -> Luggage:
+        """Copies of a slot's (state, tail, overlap), [1, ...] each, once nothing of it is waiting. Blocks; call it off the event loop."""
+        with self._wake:
+            self._idle.wait_for(lambda: self._ended or (not slot.frames and slot.index not in self._stepping))
+            state, tail, overlap = self._start_of(slot)
+            if slot.fresh:
+                return state, tail, overlap
+            i = slice(slot.index, slot.index + 1)
+            return {k: v[i].copy() for k, v in self._rows.items()}, self._tail[i, : slot.hop].copy(), self._overlap[i, : slot.hop].copy()
+
+    def end(self) -> None:
+        with self._wake:
+            self._ended = True
+            self._wake.notify_all()
+        self._thread.join(5)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+    def _queue(self, slot: Slot, now: float) -> None:
+        slot.due = max(slot.due + PACE * FRAME_S, now)
+        slot.queued = True
+        if not self._ready:
+            self._oldest = slot.frames[0][0]
+        heapq.heappush(self._ready, (slot.due, slot.generation, slot))
+
+    def _complete(self) -> bool:
+        return len(self._ready) >= min(self._open, self.batching.max_batch)
+
+    def _start_of(self, slot: Slot) -> Luggage:
+        if slot.luggage is not None:
+            return slot.luggage
+        if slot.task not in self._first:
+            self._first[slot.task] = self.engine.init_state(1, slot.task)
+        silence = np.zeros((1, slot.hop), np.float32)
+        return self._first[slot.task], silence, silence
+
+    def _take(self) -> list[Item]:
+        """Wait for a batch; → its items, [] at the end."""
+        wait_s = self.batching.wait_frames * FRAME_S
+        with self._wake:
+            self._stepping = frozenset()
+            self._idle.notify_all()
+            while not self._ended:
+                now = time.monotonic()
+                if not self._ready:
+                    self._wake.wait()
+                elif self._complete() or (left := self._oldest + wait_s - now) <= 0:
+                    batch: list[Item] = []
+                    while self._ready and len(batch) < self.batching.max_batch:
+                        slot = heapq.heappop(self._ready)[2]
+                        slot.queued = False
+                        if slot.frames:
+                            batch.append((slot, *slot.frames.popleft(), slot.due))
+                    for slot, *_ in batch:
+                        if slot.frames:
+                            self._queue(slot, now)
+                    self._oldest = min((s.frames[0][0] for *_, s in self._ready if s.frames), default=now)
+                    if batch:
+                        self._stepping = frozenset(slot.index for slot, *_ in batch)
+                        return batch
+                else:
+                    self._wake.wait(left)
+        return []
+
+    def _run(self) -> None:
+        step_back()
+        while batch := self._take():
+            begin = time.monotonic()
+            batch.sort(key=lambda item: item[0].index)
+            try:
+                done = self._step(batch)
+            except Exception as e:  # an engine that fails once has failed: its state is not to be trusted
+                self.fault = f"{type(e).__name__}: {e}"
+                self._deliver([])
+                return
+            end = time.monotonic()
+            if self._timed:
+                due = min((item[4] for item in batch), default=end)
+                self._timed(StepTime(len(batch), end - begin, end - min(item[1] for item in batch), end - due))
+            self._deliver(done)
+
+    def _step(self, batch: list[Item]) -> list[Delivery]:
+        slots = [item[0] for item in batch]
+        for slot in slots:
+            if slot.fresh:
+                self._place(slot)
+        index = np.array([slot.index for slot in slots])
+        together = bool(index[-1] - index[0] == len(index) - 1)
+        rows: slice | np.ndarray = slice(int(index[0]), int(index[-1]) + 1) if together else index  # rows that lie together need no copies
+        # streams of one rate and format share a transform; every rate gives the engine the same bins
+        kinds = [(slot.hop, item[3].dtype, slot.whole) for slot, item in zip(slots, batch, strict=True)]
+        groups = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in set(kinds)}
+        alone = len(groups) == 1
+        x: F32 = np.empty((0 if alone else len(batch), HOPS_PER_FRAME, BINS, 2), np.float32)
+        for (hop, *_), group in groups.items():
+            at = rows if alone else index[group]
+            frames, _ = to_float(np.concatenate([batch[i][3] for i in group]).reshape(len(group), -1))
+            spec, self._tail[at, :hop] = analyse(self._tail[at, :hop], frames)
+            if alone:
+                x = spec
+            else:
+                x[group] = spec
+        state = {k: v[rows] for k, v in self._rows.items()}
+        speech, new = self.engine.advance(np.ascontiguousarray(x[:, :, :-1]), state)
+        for name, value in new.items():
+            if not together or value is not state[name]:
+                self._rows[name][rows] = value
+        dry = np.array([item[2] for item in batch], np.float32)
+        out: list[Delivery] = []
+        for (hop, _, whole), group in groups.items():
+            at, of = (rows, slice(None)) if alone else (index[group], group)
+            y, self._overlap[at, :hop] = finish(self._overlap[at, :hop], x[of], speech[of], dry[of])
+            out += zip([slots[i] for i in group], to_int16(y) if whole else y, strict=True)
+        return out
+
+    def _place(self, slot: Slot) -> None:
+        state, tail, overlap = self._start_of(slot)
+        for name, value in state.items():
+            self._rows[name][slot.index] = value[0]
+        self._tail[slot.index, : slot.hop], self._overlap[slot.index, : slot.hop] = tail[0], overlap[0]
+        slot.fresh, slot.luggage = False, None

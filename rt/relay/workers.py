@@ -1,0 +1,91 @@
+"""From the command line to running servers: one process, or several that share a port."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import gc
+import logging
+import sys
+from pathlib import Path
+
+from voicewire.engines.engine import open_engine
+
+from ..files import InputError
+from .gate import LOOPBACK, Door
+from .limits import Limits
+from .place import Place
+from .server import Config, Relay
+
+
+def configure(a: argparse.Namespace) -> Config:
+    """Check what the command line says. InputError with one line."""
+    if (a.cert is None) != (a.key is None):
+        raise InputError("TLS needs both --cert and --key")
+    for path in (a.cert, a.key):
+        if path is not None and not path.is_file():
+            raise InputError(f"no file {path}")
+    if a.token is not None and not a.token.strip():
+        raise InputError("the token is empty; leave --token away to let everyone in")
+    limits = dataclasses.replace(Limits(), session_s=None if a.max_minutes is None else 60.0 * a.max_minutes, drain_s=float(a.drain_s))
+    door = Door(a.token, tuple(o.rstrip("/") for o in a.origin), a.host in LOOPBACK)
+    return Config(
+        host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record, handover=a.handover
+    )
+
+
+def logs() -> None:
+    """One JSON object a line on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger("voicewire.relay")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # clients that vanish are no news
+
+
+def loop_factory() -> asyncio.AbstractEventLoop:
+    """uvloop where it is installed (extra `[fast]`): a third less work a message."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def settle() -> None:
+    """Set this process up to relay: nothing of Python's own may keep the streams waiting."""
+    sys.setswitchinterval(5e-4)  # the event loop must not wait long for a step's Python
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)  # messages make no cycles that are worth looking for after every 700 objects
+
+
+def run_one(config: Config, place: Place | None = None) -> None:
+    """This process serves until it is told to end."""
+    settle()
+
+    async def main() -> None:
+        await Relay(open_engine(), config).run(place)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+def serve(a: argparse.Namespace) -> int:
+    config = configure(a)
+    logs()
+    scheme = "https" if config.certificate else "http"
+    shown = "localhost" if config.door.local else config.host
+    if not config.door.local and config.door.token is None:
+        print("voicewire: no --token: everyone who reaches this machine may use it", file=sys.stderr)
+    if config.record:
+        print(f"voicewire: all streams are recorded in {Path(config.record).absolute()}; clients are told so in `ready`", file=sys.stderr)
+    print(f"voicewire: serving {scheme}://{shown}:{config.port}/ · Ctrl-C ends", file=sys.stderr)
+    if a.workers == 1:
+        run_one(config)
+        return 0
+    from .door import FrontDoor
+
+    return FrontDoor(config, a.workers).run()

@@ -1,0 +1,45 @@
+"""A stream's memory as bytes: what moves between processes and machines."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = 1
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def kind(weights: str, rate: int, channels: int, task: str, mode: str) -> dict[str, Any]:
+    """What must agree between the stream a snapshot was taken of and the one it continues on."""
+    return {"snapshot": VERSION, "weights": weights, "rate": rate, "channels": channels, "task": task, "mode": mode}
+
+
+def pack(head: dict[str, Any], state: Arrays, edge: Arrays) -> bytes:
+    """head: the kind and counters; state: the engine's, edge: `tail`, `overlap`, `in`, `out`; [rows, ...] each."""
+    arrays = {f"state:{k}": v for k, v in state.items()} | dict(edge)
+    arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def unpack(data: bytes, mine: dict[str, Any], fresh: Arrays) -> tuple[dict[str, Any], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """→ (head, state in the order of `fresh`, edge). ValueError if damaged, of another kind than `mine`, or not shaped like `fresh`."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as f:
+            arrays = {k: f[k] for k in f.files}
+        head = json.loads(arrays.pop("head").tobytes())
+    except Exception:
+        raise ValueError("this is not a voicewire snapshot, or it is damaged") from None
+    for key, value in mine.items():
+        if head.get(key) != value:
+            raise ValueError(f"the snapshot is of a stream with {key} {head.get(key)}, this one has {value}")
+    state = {k.removeprefix("state:"): v for k, v in arrays.items() if k.startswith("state:")}
+    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in fresh.items()}:
+        raise ValueError("the snapshot's state does not fit this engine")
+    return head, {k: state[k].copy() for k in fresh}, {k: arrays[k] for k in ("tail", "overlap", "in", "out")}

@@ -1,0 +1,271 @@
+"""Rings, clocks and the output edge, on simulated time."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import soundfile as sf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from voicewire.rt.cli import main
+from voicewire.rt.live import LiveSettings, config
+from voicewire.rt.live.backend import Device, DeviceError, find
+from voicewire.rt.live.clock import DeviceClock, DriftControl
+from voicewire.rt.live.edge import OutputEdge
+from voicewire.rt.live.record import Recorder
+from voicewire.rt.live.ring import Ring
+from voicewire.rt.live.view import Screen
+
+
+@given(st.integers(1, 64), st.integers(1, 3), st.lists(st.tuples(st.booleans(), st.integers(0, 80)), max_size=60))
+def test_ring_gives_out_what_went_in_and_refuses_the_rest(capacity: int, channels: int, moves: list[tuple[bool, int]]) -> None:
+    ring, waiting, next_value = Ring(capacity, channels), [], 0
+    for write, n in moves:
+        if write:
+            x = np.arange(next_value, next_value + n, dtype=np.float32)[:, None].repeat(channels, 1)
+            took = ring.write(x)
+            assert took == min(n, capacity - len(waiting))
+            waiting += list(range(next_value, next_value + took))
+            next_value += n
+        else:
+            y = ring.read(n)
+            assert y.shape == (min(n, len(waiting)), channels)
+            assert y[:, 0].tolist() == waiting[: len(y)] and (y == y[:, :1]).all()
+            del waiting[: len(y)]
+        assert ring.fill == len(waiting) <= capacity
+
+
+def test_ring_between_two_threads() -> None:
+    ring, n, got = Ring(97, 1), 5_000, []
+
+    def write() -> None:
+        at = 0
+        while at < n:
+            at += ring.write(np.arange(at, min(n, at + 31), dtype=np.float32)[:, None])
+
+    t = threading.Thread(target=write)
+    t.start()
+    while sum(map(len, got)) < n:
+        got.append(ring.read(23))
+    t.join()
+    np.testing.assert_array_equal(np.concatenate(got)[:, 0], np.arange(n))
+
+
+def test_device_clock_finds_the_rate_through_jitter() -> None:
+    rng = np.random.default_rng(0)
+    clock, rate = DeviceClock(48000), 48000 * (1 + 200e-6)
+    for k in range(1, 12_000):  # two minutes of 10 ms blocks, up to 5 ms late
+        clock.update(480, k * 480 / rate + rng.uniform(0, 0.005))
+    assert abs(clock.rate / rate - 1) < 20e-6
+    assert abs(clock.at(120.0) - 120.0 * rate) < 0.004 * rate
+
+
+@pytest.mark.parametrize("ppm", [-300, 300])
+def test_a_simulated_day_of_drift_keeps_the_fill_and_the_pitch(ppm: int) -> None:
+    """24 hours of two clocks 300 ppm apart, blocks of 100 ms with jitter; no audio, so that it ends today."""
+    rng = np.random.default_rng(1)
+    rate, block, target = 48000.0, 4800, 1000.0
+    rate_out = rate * (1 + ppm * 1e-6)
+    clock_in, clock_out, control = DeviceClock(rate), DeviceClock(rate), DriftControl(rate)
+    late = np.abs(rng.normal(0, 0.002, (24 * 3600 * 10, 2)))
+    written, factor, fills, factors = target, 1.0, [], []
+    for k in range(1, len(late)):
+        t = k * 0.1
+        clock_in.update(block, t + late[k, 0])
+        asked = round(k * block * (1 + ppm * 1e-6))
+        clock_out.update(asked - clock_out.count, t + late[k, 1])
+        written += block * factor
+        in_flight = (clock_in.at(t) - k * block) + written - clock_out.at(t)
+        factor = control.update(in_flight, target, 0.1)
+        fills.append(in_flight)
+        factors.append(factor)
+    assert np.ptp(fills) < 0.010 * rate, "the fill must stay within 10 ms"
+    assert np.abs(np.diff(fills[100:])).max() < 0.001 * rate, "no jump, once the clocks are known"
+    assert max(abs(f / (rate_out / rate) - 1) for f in factors[600:]) < 500e-6, "pitch error below 0.05 %"
+    assert abs(np.mean(factors[6000:]) / (rate_out / rate) - 1) < 2e-6
+
+
+class Simulation:
+    """A microphone and an output with clocks of their own around an `OutputEdge`; time is what we say it is."""
+
+    def __init__(self, *, ppm: float = 0.0, rate_in: int = 48000, rate_out: int = 48000, jitter_s: float = 0.001, block_s: float = 0.01) -> None:
+        self.t, self.events = 0.0, []
+        self.rng = np.random.default_rng(0)
+        self.rate_in, self.rate_out = rate_in, rate_out
+        self.true_out = rate_out * (1 + ppm * 1e-6)
+        self.block_in, self.block_out, self.jitter_s = round(rate_in * block_s), round(rate_out * block_s), jitter_s
+        self.edge = OutputEdge(
+            rate_in, rate_out, 1, period_s=block_s, cushion_s=0.008, event=lambda k, ms: self.events.append((self.t, k, ms)), now=lambda: self.t
+        )
+        self.in_blocks, self.out_blocks, self.out = 0, 0, []
+        self.pending: list[tuple[float, int]] = []
+
+    def run(self, until_s: float, stalls: tuple[tuple[float, float], ...] = (), freq: float = 997.0) -> np.ndarray:
+        """stalls: (from, to) in which the microphone's blocks are held back and then come all at once."""
+        next_in = next_out = 0.0
+        while True:
+            due = (self.in_blocks + 1) * self.block_in / self.rate_in
+            next_in = max(due + self.rng.uniform(0, self.jitter_s), *(b if a <= due < b else 0.0 for a, b in stalls), 0.0)
+            next_out = 0.0037 + (self.out_blocks + 1) * self.block_out / self.true_out
+            self.t = min(next_in, next_out)
+            if self.t >= until_s:
+                return np.concatenate(self.out)[:, 0]
+            if next_in <= next_out:
+                self.edge.captured(self.block_in, self.t)
+                n = np.arange(self.in_blocks * self.block_in, (self.in_blocks + 1) * self.block_in)
+                self.edge.push((0.5 * np.sin(2 * np.pi * freq * n / self.rate_in)).astype(np.float32))
+                self.in_blocks += 1
+            else:
+                self.out.append(self.edge.pull(self.block_out))
+                self.out_blocks += 1
+
+
+@pytest.mark.parametrize(("ppm", "rate_in", "rate_out"), [(300, 48000, 48000), (-300, 44100, 48000), (150, 16000, 44100)])
+def test_edge_between_two_clocks_is_a_clean_tone(ppm: float, rate_in: int, rate_out: int) -> None:
+    s = Simulation(ppm=ppm, rate_in=rate_in, rate_out=rate_out)
+    y = s.run(40.0)
+    assert s.events == []
+    last = y[-10 * rate_out :].astype(float)
+    spectrum = np.abs(np.fft.rfft(last * np.hanning(len(last)))) ** 2
+    peak = int(spectrum.argmax())
+    heard_hz = peak / 10 * (1 + ppm * 1e-6)  # on the true clock
+    assert abs(heard_hz / 997 - 1) < 5e-4
+    band = spectrum[peak - 60 : peak + 61].sum()
+    assert 10 * np.log10(band / (spectrum.sum() - band)) > 60, "nothing but the tone"
+
+
+def test_edge_after_a_stall_cuts_back_to_the_delay_it_had() -> None:
+    s = Simulation()
+    s.run(9.9)
+    before = s.edge.in_flight()
+    y = s.run(20.0, stalls=((10.0, 10.15),))
+    kinds = [k for _, k, _ in s.events]
+    assert "starved" in kinds and "dropped" in kinds
+    assert abs(s.edge.in_flight() - before) < 0.02 * 48000, "the delay is what it was, give or take the larger cushion"
+    assert s.edge.cushion_s > 0.008, "a gap makes the cushion larger"
+    # a click is a jump between neighbours far beyond what the tone has
+    assert np.abs(np.diff(y)).max() < 0.5 * 2 * np.pi * 997 / 48000 * 3
+
+
+def test_edge_forgives_a_microphone_that_stops() -> None:
+    s = Simulation()
+    s.run(3.0)
+    s.edge.input_lost()
+    for _ in range(100):
+        s.t += 0.01
+        y = s.edge.pull(480)
+    assert not y.any() and s.events == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([8000, 16000, 22050, 44100, 48000]), st.sampled_from([44100, 48000, 96000]), st.integers(64, 2048), st.integers(1, 2))
+def test_edge_takes_any_rates_and_blocks(rate_in: int, rate_out: int, block: int, channels: int) -> None:
+    t = [0.0]
+    edge = OutputEdge(rate_in, rate_out, channels, period_s=block / rate_out, cushion_s=0.008, event=lambda *_: None, now=lambda: t[0])
+    for _ in range(8):
+        t[0] += block / rate_out
+        n = round(block * rate_in / rate_out)
+        edge.captured(n, t[0])
+        edge.push(np.zeros(n, np.float32))
+        y = edge.pull(block)
+        assert y.shape == (block, channels) and y.dtype == np.float32
+
+
+def test_find_by_name() -> None:
+    devices = [Device("input", n, d, 48000, 1, "", n == "b") for n, d in (("a", "Mic A"), ("b", "Mic B"), ("bb", "Other"), ("voicewire", "ours"))]
+    assert find(devices, "input", None).name == "b"  # type: ignore[union-attr]
+    assert find(devices, "input", "b").name == "b"  # type: ignore[union-attr]
+    assert find(devices, "input", "Mic A").name == "a"  # type: ignore[union-attr]
+    assert find(devices, "input", "other").name == "bb"  # type: ignore[union-attr]
+    assert find(devices, "input", "z") is None and find(devices, "output", None) is None
+    with pytest.raises(DeviceError, match="fits several"):
+        find(devices, "input", "mic")
+    ours = [Device("input", "voicewire", "ours", 48000, 1, "", True)]
+    assert find(ours, "input", None) is None, "never our own microphone by default"
+
+
+def test_config(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[live]\nin = "USB"\nout = "virtual"\nstrength_db = 18\nperiod_ms = 5\n')
+    assert config.load(path) == LiveSettings("USB", "virtual", strength_db=18.0, period_ms=5.0)
+    for text, message in (
+        ("[live]\nvolume = 3", "no setting 'volume'"), ("[live]\nstrength_db = -3", "must be 0"), ("[live]\nstrength_db = true", "must be a number"),
+        ("[live]\nin = 3", "must be text"), ("[other]", "no section"), ("[live", "c.toml"), ("[live]\nperiod_ms = 1000", "2 to 100"),
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            config.load(path)
+
+
+class FakeLive:
+    opened: ClassVar[dict[str, object]] = {"in": "mic", "out": "voicewire", "rate_in": 48000, "rate_out": 48000, "backend": "jack"}
+
+    def __init__(self) -> None:
+        self.changes: list[dict[str, object]] = []
+
+    def set(self, **change: object) -> None:
+        self.changes.append(change)
+
+
+STATUS = {
+    "in_db": -20.0, "out_db": -26.0, "in_peak": 0.2, "out_peak": 0.1, "step_ms": 3.0, "step_max_ms": 4.0, "drift_ppm": 12.0, "cushion_ms": 10.0,
+    "delay_ms": {"device_in": 5.0, "model": 30.0, "ring": 18.0, "device_out": 10.0}, "suspended": False, "listeners": 1,
+    "counts": {"starved": 2}, "frames": 50, "bypass": False, "mute": False, "strength_db": None,
+}  # fmt: skip
+
+
+def shown(screen: Screen) -> str:
+    console = Console(width=120, file=io.StringIO(), force_terminal=True)
+    console.print(screen.picture())
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_terminal_view_shows_levels_delay_and_causes() -> None:
+    screen = Screen(FakeLive())  # type: ignore[arg-type]
+    assert "starting" in shown(screen)
+    screen.take({"status": STATUS})
+    screen.take({"event": {"at_s": 0.0, "kind": "starved", "ms": 3.0, "cause": "a step of the model took 25 ms"}})
+    text = shown(screen)
+    for part in ("-20.0 dB", "-26.0 dB", "63.0 ms", "model 30", "starved 2", "a step of the model took 25 ms", "no limit"):
+        assert part in text, part
+    screen.take({"status": STATUS | {"suspended": True, "listeners": 0}})
+    assert "nobody records" in shown(screen)
+    screen.take({"waiting": "no input device 'USB'"})
+    assert "waiting" in shown(screen)
+
+
+def test_keys_change_what_runs() -> None:
+    live = FakeLive()
+    screen = Screen(live)  # type: ignore[arg-type]
+    screen.take({"status": STATUS})
+    assert all(screen.key(k) for k in "bm-0+tx")
+    assert live.changes == [{"bypass": True}, {"mute": True}, {"strength_db": 27.0}, {"strength_db": None}, {"strength_db": None}]
+    assert not screen.key("q")
+
+
+def test_service_file_names_this_python(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["service", "show"]) == 0
+    out = capsys.readouterr().out
+    assert f"ExecStart={sys.executable} -m voicewire.rt live --quiet --out virtual" in out and "WantedBy=default.target" in out
+
+
+def test_recorder_aligns_and_never_blocks(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(-0.5, 0.5, 4800).astype(np.float32)
+    recorder = Recorder(tmp_path / "new", 16000, 480)
+    late = np.concatenate([np.zeros(480, np.float32), x])[:4800]  # what a model with 480 samples of delay would give
+    for at in range(0, 4800, 160):
+        recorder.add(x[at : at + 160], late[at : at + 160])
+    recorder.close()
+    before, after = (sf.read(p, dtype="float32")[0] for p in recorder.paths)
+    assert len(before) == len(after) == 5280
+    np.testing.assert_allclose(before[:4800], after[:4800], atol=1e-6)
+    with pytest.raises(OSError):
+        Recorder(Path("/proc/nowhere"), 16000, 480)

@@ -1,0 +1,80 @@
+"""How long a live stream is without sound when its worker is emptied: `serve --workers 2`, live clients, SIGTERM to one worker.
+
+    python -m tools.bench_move --streams 4 --seconds 8
+
+gap: the longest time between two answers of a stream, less the 20 ms between messages. Streams that stayed show what this machine does anyway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from voicewire.rt.relay.client import Client
+
+FRAME_S = 0.02
+
+
+async def _talk(url: str, seconds: float) -> tuple[int, float, bool]:
+    """→ (moves, gap in s, all samples came)"""
+    async with Client(url, 16000, timed=True) as client:
+        block, n = np.zeros(320, np.int16), int(seconds / FRAME_S)
+
+        async def feed() -> None:
+            begin = time.monotonic()
+            for k in range(n):
+                await asyncio.sleep(max(0.0, begin + k * FRAME_S - time.monotonic()))
+                await client.send(block)
+            await client.stop()
+
+        feeding = asyncio.create_task(feed())
+        got, last, gap = 0, 0.0, 0.0
+        while (y := await client.receive()) is not None:
+            now = time.monotonic()
+            if got > 50 * 320:  # the first second is connecting
+                gap = max(gap, now - last - FRAME_S)
+            got, last = got + len(y), now
+        await feeding
+        return client.moves, gap, got == n * 320 + client.latency_samples
+
+
+async def _all(url: str, streams: int, seconds: float, pid: int) -> list[tuple[int, float, bool]]:
+    asyncio.get_running_loop().call_later(seconds / 2, os.kill, pid, signal.SIGTERM)
+    return await asyncio.gather(*(_talk(url, seconds) for _ in range(streams)))
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--streams", type=int, default=4)
+    p.add_argument("--seconds", type=float, default=8.0)
+    p.add_argument("--port", type=int, default=8799)
+    a = p.parse_args()
+    command = [sys.executable, "-m", "voicewire.rt", "serve", "--workers", "2", "--port", str(a.port), "--max-streams", str(a.streams)]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    pids: list[int] = []
+    while len(pids) < 2:
+        line = server.stderr.readline()
+        if '"listen"' in line:
+            pids.append(json.loads(line)["pid"])
+    results = asyncio.run(_all(f"ws://127.0.0.1:{a.port}", a.streams, a.seconds, pids[0]))
+    server.send_signal(signal.SIGTERM)
+    server.communicate(timeout=60)
+    for moved in (True, False):
+        gaps = [1e3 * gap for moves, gap, _ in results if bool(moves) is moved]
+        if gaps:
+            print(f"{'moved' if moved else 'stayed'}: {len(gaps)} streams, gap ms median {np.median(gaps):.1f}, longest {max(gaps):.1f}")
+    print(f"samples missing in {sum(not whole for *_, whole in results)} of {len(results)} streams")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

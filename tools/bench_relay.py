@@ -1,0 +1,251 @@
+"""What the relay costs: streams a core, delay and CPU of every message, against real sockets.
+
+    python -m tools.bench_relay --engine wire --streams 100,250          # the server's own work: an engine that changes nothing
+    python -m tools.bench_relay --engine echo --streams 100,250          # a plain websockets server that only echoes, to compare with
+    python -m tools.bench_relay --engine onnx --streams 1,4,8            # with the model
+    python -m tools.bench_relay --engine onnx --streams auto             # the most that keep p99.9 of a step within a frame
+
+One server process (`--server-core`), one load process (`--load-core`). Every stream sends 20 ms of 16 kHz s16le every 20 ms, at its own phase.
+added: from sending a message to receiving the one that answers it. step: one batched step; frame: from a frame's arrival to the end of its step;
+both from the server. CPU is of the server process. late: frames that took longer than a frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed
+
+from voicewire.engines.engine import F32, Engine, State, open_engine
+from voicewire.rt.realtime import try_realtime
+from voicewire.rt.relay.server import Config, Relay
+from voicewire.rt.relay.slots import Batching, StepTime
+from voicewire.rt.relay.workers import loop_factory, settle
+
+FRAME_S, RATE = 0.02, 16000
+
+
+class Wire:
+    """An engine that changes nothing."""
+
+    name, weights = "wire", "wire"
+
+    def init_state(self, batch: int, task: str = "restore") -> State:
+        return {"none": np.zeros((batch, 1), np.float32)}
+
+    def step(self, x: F32, state: State) -> tuple[F32, State]:
+        return x, state
+
+    advance = step
+
+
+def serve(engine_name: str, streams: int, batch: int, wait: float) -> None:
+    """The server process: prints its port, and at the end the times of its steps."""
+    engine: Engine = Wire() if engine_name == "wire" else open_engine(engine_name)
+    times: list[StepTime] = []
+    settle()
+    try_realtime()  # as a server that has the core for itself would run
+
+    async def main() -> None:
+        relay = Relay(engine, Config(port=0, max_streams=streams, batching=Batching(batch, wait)))
+        counted = relay.metrics.stepped
+        relay.metrics.stepped = lambda t: (times.append(t), counted(t))[1]  # type: ignore[method-assign, func-returns-value]
+        await relay.run(ready=lambda port: print(port, flush=True))
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    if not times:
+        return
+    times = times[len(times) // 5 :]  # the first fifth is connecting
+    step, frame, slots = ([getattr(t, k) for t in times] for k in ("step_s", "oldest_s", "slots"))
+    late = sum(t.slots for t in times if t.oldest_s > FRAME_S)
+    print(json.dumps({"step": _percentiles(step), "frame": _percentiles(frame), "batch": float(np.mean(slots)), "late": late, "frames": int(np.sum(slots))}))
+
+
+def echo() -> None:
+    """A server process that does nothing but give messages back, in the library's plain way."""
+    from websockets.asyncio.server import ServerConnection
+    from websockets.asyncio.server import serve as plain_serve
+
+    async def handle(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async for message in connection:
+                await connection.send('{"event": "ready"}' if isinstance(message, str) else message)
+
+    async def main() -> None:
+        async with plain_serve(handle, "127.0.0.1", 0, compression=None) as server:
+            ended = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+            print(next(iter(server.sockets)).getsockname()[1], flush=True)
+            await ended.wait()
+
+    try_realtime()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+def _percentiles(seconds: list[float]) -> list[float]:
+    """[p50, p99, p99.9, max] in ms"""
+    return [round(float(v) * 1e3, 3) for v in np.percentile(seconds, [50, 99, 99.9, 100])]
+
+
+def _masked(payload: bytes, opcode: int) -> bytes:
+    """A client's frame, masked with zeros."""
+    size = struct.pack(">BH", 0x80 | 126, len(payload)) if len(payload) > 125 else struct.pack(">B", 0x80 | len(payload))
+    return struct.pack(">B", 0x80 | opcode) + size + b"\0\0\0\0" + payload
+
+
+def _open(port: int) -> socket.socket:
+    s = socket.create_connection(("127.0.0.1", port), 10)
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    s.sendall(
+        b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += s.recv(4096)
+    if b" 101 " not in answer:
+        raise RuntimeError(answer.decode())
+    s.sendall(_masked(json.dumps({"event": "start", "rate": RATE}).encode(), 1))
+    while b"ready" not in answer:
+        answer += s.recv(4096)
+    s.setblocking(False)
+    return s
+
+
+def load(port: int, streams: int, seconds: float) -> dict[str, Any]:
+    """The load process: every stream on its own phase, one thread, frames made beforehand."""
+    sockets = [_open(port) for _ in range(streams)]
+    try_realtime()  # what is measured must not be this process
+    noise = (1000 * np.random.default_rng(0).standard_normal(int(RATE * FRAME_S))).astype("<i2").tobytes()
+    frame, answer = _masked(noise, 2), len(noise) + 4
+    poll, which = select.epoll(), {s.fileno(): i for i, s in enumerate(sockets)}
+    for s in sockets:
+        poll.register(s, select.EPOLLIN)
+    sent: list[list[float]] = [[] for _ in sockets]
+    delays: list[list[float]] = [[] for _ in sockets]
+    pending = [bytearray() for _ in sockets]
+    total, k, behind = int(seconds / FRAME_S) * streams, 0, 0.0
+    begin = time.perf_counter()
+    end = begin + seconds + 2
+    while sum(map(len, delays)) < total and (now := time.perf_counter()) < end:
+        while k < total and begin + k * FRAME_S / streams <= now:
+            behind = max(behind, now - (begin + k * FRAME_S / streams))
+            sockets[k % streams].send(frame)
+            sent[k % streams].append(time.perf_counter())
+            k += 1
+        left = begin + k * FRAME_S / streams - time.perf_counter() if k < total else 0.01
+        for fd, _ in poll.poll(min(0.01, max(0.0, left))):
+            i = which[fd]
+            pending[i] += sockets[i].recv(65536)
+            now = time.perf_counter()
+            while len(pending[i]) >= 2:
+                first, size = pending[i][0], pending[i][1]
+                whole = 2 + size if size < 126 else 4 + struct.unpack(">H", pending[i][2:4])[0]
+                if len(pending[i]) < whole:
+                    break
+                if first & 15 == 2 and whole == answer:
+                    delays[i].append(now - sent[i][len(delays[i])])
+                elif first & 15 == 9:  # ping
+                    sockets[i].send(_masked(bytes(pending[i][2:whole]), 10))
+                del pending[i][:whole]
+    flat = [d for one in delays for d in one[len(one) // 5 :]]
+    for s in sockets:
+        s.close()
+    return {"messages": sum(map(len, delays)), "expected": total, "added": _percentiles(flat), "load_behind_ms": round(behind * 1e3, 1)}
+
+
+def _cpu_s(pid: int) -> float:
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run(engine: str, streams: int, seconds: float, batch: int, wait: float, server_core: int, load_core: int) -> dict[str, Any]:
+    """One row of the table."""
+    command = [sys.executable, "-m", "tools.bench_relay", "--engine", engine, "--streams", str(streams), "--batch", str(batch), "--wait", str(wait)]
+    server = subprocess.Popen(["taskset", "-c", str(server_core), *command, "--role", "serve"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert server.stdout is not None
+    port = int(server.stdout.readline())
+    loader = subprocess.Popen(
+        ["taskset", "-c", str(load_core), *command, "--role", "load", "--port", str(port), "--seconds", str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(0.3 * seconds + 0.5)
+    before, at = _cpu_s(server.pid), time.monotonic()
+    time.sleep(0.5 * seconds)
+    cpu = (_cpu_s(server.pid) - before) / (time.monotonic() - at)
+    row: dict[str, Any] = {"engine": engine, "streams": streams, "cpu": round(cpu, 3), "us_per_message": round(1e6 * cpu / (streams / FRAME_S), 1)}
+    row |= json.loads(loader.communicate()[0])
+    server.terminate()
+    return row | json.loads(server.communicate()[0] or "{}")
+
+
+def show(row: dict[str, Any]) -> None:
+    def three(v: list[float]) -> str:
+        return " / ".join(f"{x:.1f}" for x in v[:3])
+
+    if "step" not in row:
+        row = row | {"batch": 0.0, "step": [0.0] * 3, "frame": [0.0] * 3, "late": 0, "frames": 0}
+    print(
+        f"| {row['engine']} | {row['streams']} | {row['cpu']:.2f} | {row['us_per_message']:.0f} | {three(row['added'])} | {row['batch']:.1f} | "
+        f"{three(row['step'])} | {three(row['frame'])} | {row['late']} of {row['frames']} | {row['messages'] / row['expected']:.1%} "
+        f"| {row['load_behind_ms']} |",
+        flush=True,
+    )
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--engine", default="wire", choices=("wire", "onnx", "echo"))
+    p.add_argument("--streams", default="100,250", help="like 100,250, or auto")
+    p.add_argument("--seconds", type=float, default=20.0)
+    p.add_argument("--batch", type=int, default=0, help="slots a step (default: 16 for onnx, 64 for wire)")
+    p.add_argument("--wait", type=float, default=0.3, help="share of a frame that a frame may wait for company")
+    p.add_argument("--server-core", type=int, default=1)
+    p.add_argument("--load-core", type=int, default=0)
+    p.add_argument("--json", action="store_true")
+    p.add_argument("--role", choices=("serve", "load"), help=argparse.SUPPRESS)
+    p.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    a = p.parse_args()
+    batch = a.batch or (16 if a.engine == "onnx" else 64)
+    if a.role == "serve" and a.engine == "echo":
+        echo()
+        return 0
+    if a.role == "serve":
+        serve(a.engine, int(a.streams), batch, a.wait)
+        return 0
+    if a.role == "load":
+        print(json.dumps(load(a.port, int(a.streams), a.seconds)))
+        return 0
+    rows: list[dict[str, Any]] = []
+    if not a.json:
+        print("| engine | streams | CPU cores | µs a message | added p50 / p99 / p99.9 ms | batch | step ms | frame ms | late | answered | load behind ms |")
+        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    counts = iter(range(1, 512)) if a.streams == "auto" else iter(int(t) for t in a.streams.split(","))
+    for n in counts:
+        rows.append(run(a.engine, n, a.seconds, batch, a.wait, a.server_core, a.load_core))
+        if not a.json:
+            show(rows[-1])
+        if a.streams == "auto" and rows[-1]["step"][2] > 1e3 * FRAME_S:
+            break
+    if a.json:
+        print(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
