@@ -181,15 +181,17 @@ def test_edge_takes_any_rates_and_blocks(rate_in: int, rate_out: int, block: int
 
 def test_find_by_name() -> None:
     devices = [Device("input", n, d, 48000, 1, "", n == "b") for n, d in (("a", "Mic A"), ("b", "Mic B"), ("bb", "Other"), ("voicewire", "ours"))]
-    assert find(devices, "input", None).name == "b"  # type: ignore[union-attr]
-    assert find(devices, "input", "b").name == "b"  # type: ignore[union-attr]
-    assert find(devices, "input", "Mic A").name == "a"  # type: ignore[union-attr]
-    assert find(devices, "input", "other").name == "bb"  # type: ignore[union-attr]
-    assert find(devices, "input", "z") is None and find(devices, "output", None) is None
-    with pytest.raises(DeviceError, match="fits several"):
-        find(devices, "input", "mic")
-    ours = [Device("input", "voicewire", "ours", 48000, 1, "", True)]
-    assert find(ours, "input", None) is None, "never our own microphone by default"
+    for name, found in ((None, "b"), ("b", "b"), ("Mic A", "a"), ("other", "bb")):
+        assert find(devices, "input", name).name == found
+    ours = [Device("input", "voicewire", "ours", 48000, 1, "", True)]  # never our own microphone by default
+    for listed, kind, name, message in (
+        (devices, "input", "z", "no input device 'z'; there are: a, b, bb, voicewire"), (devices, "output", None, "no output device; there are: none"),
+        (devices, "input", "mic", "fits several"), (ours, "input", None, "no input device"),
+    ):  # fmt: skip
+        with pytest.raises(DeviceError, match=message):
+            find(listed, kind, name)
+    with pytest.raises(DeviceError, match="no input device 'Mic A'"):
+        find(devices, "input", "Mic A", exact=True)
 
 
 def test_config(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_config(tmp_path: Path) -> None:
     assert config.load(path) == LiveSettings("USB", "virtual", strength_db=18.0, period_ms=5.0)
     for text, message in (
         ("[live]\nvolume = 3", "no setting 'volume'"), ("[live]\nstrength_db = -3", "must be 0"), ("[live]\nstrength_db = true", "must be a number"),
-        ("[live]\nin = 3", "must be text"), ("[other]", "no section"), ("[live", "c.toml"), ("[live]\nperiod_ms = 1000", "2 to 100"),
+        ("[live]\nin = 3", "must be text"), ("[other]", "no section"), ("[live", "c.toml"), ("[live]\nperiod_ms = 1000", "1 to 100"),
     ):  # fmt: skip
         path.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """Hours of live audio, shortened: microphone → model → virtual microphone while this very process is kept busy with Python work.
 
     python -m tools.soak --server pipewire --minutes 30 --report tools/SOAK.md
+    python -m tools.soak --server pulseaudio --minutes 10 --clock-ppm 300      # a microphone with a clock of its own
     make soak
 
 A private sound server plays the bundled recording into a simulated microphone without end, another program (parec) records from the virtual
@@ -26,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import samplerate
 import soundfile as sf
 from tqdm import tqdm
 
 from voicewire.rt.live import Live, LiveSettings
 from voicewire.rt.live.latency import measure
 
-from .soundserver import KINDS, SoundServer
+from .soundserver import KINDS, ClockedMicrophone, SoundServer
 
 OURS = ("starved", "dropped")
 RATE = 48000
@@ -88,8 +90,8 @@ def _loop(server: SoundServer, tone: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["bash", "-c", again], env=server.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def soak(server: SoundServer, minutes: float, tone: Path) -> dict[str, Any]:
-    """→ counts, memory and delay over `minutes`."""
+def soak(server: SoundServer, minutes: float, tone: Path, source: str) -> dict[str, Any]:
+    """→ counts, memory and delay over `minutes`. source: the microphone."""
     ended = threading.Event()
     player = _loop(server, tone)
     for work in (busy, busy, parse):
@@ -98,7 +100,7 @@ def soak(server: SoundServer, minutes: float, tone: Path) -> dict[str, Any]:
     rings, steps, drifts, delays = [], [], [], []
     events: list[dict[str, Any]] = []
     try:
-        with Live(LiveSettings("mic", "virtual")) as live:
+        with Live(LiveSettings(source, "virtual")) as live:
             heard = Heard(server)
             bar = tqdm(total=round(minutes * 60), unit="s", mininterval=1, disable=None)
             began = time.monotonic()
@@ -180,10 +182,10 @@ def _sounding(server: SoundServer, live: Live) -> None:
     raise RuntimeError("nothing was heard within 15 s")
 
 
-def report(kind: str, minutes: float, result: dict[str, Any]) -> str:
+def report(kind: str, minutes: float, clock_ppm: float | None, result: dict[str, Any]) -> str:
     s, d = result["soak"], result["delay"]
     lines = [
-        f"## {kind}, {minutes:g} minutes, {time.strftime('%Y-%m-%d')}",
+        f"## {kind}, {minutes:g} minutes, {f'microphone {clock_ppm:+g} ppm fast, ' if clock_ppm is not None else ''}{time.strftime('%Y-%m-%d')}",
         f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}; load average at the end {os.getloadavg()[1]:.1f}",
         "",
         "| what | measured |",
@@ -215,9 +217,12 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--server", choices=tuple(KINDS), default="pipewire")
     p.add_argument("--minutes", type=float, default=30.0)
+    p.add_argument("--clock-ppm", type=float, help="a microphone whose clock is that much fast (pulseaudio only)")
     p.add_argument("--delay-seconds", type=float, default=30.0)
     p.add_argument("--report", type=Path, help="append a section to this file")
     a = p.parse_args()
+    if a.clock_ppm is not None and a.server != "pulseaudio":
+        p.error("--clock-ppm needs --server pulseaudio")
     try:
         server = SoundServer(a.server)
     except RuntimeError as e:
@@ -229,11 +234,15 @@ def main() -> int:
         os.environ.update(server.env)
         tone = Path(folder) / "noisy.wav"
         sf.write(tone, np.tile(x, 20), rate)
-        result: dict[str, Any] = {"soak": soak(server, a.minutes, tone)}
+        if a.clock_ppm is None:
+            result: dict[str, Any] = {"soak": soak(server, a.minutes, tone, "mic")}
+        else:
+            with ClockedMicrophone(server, samplerate.resample(x, ClockedMicrophone.RATE / rate, "sinc_fastest"), a.clock_ppm):
+                result = {"soak": soak(server, a.minutes, tone, "clocked")}
         print(json.dumps(result), flush=True)  # what took long is not lost to what follows
         result["recovery"] = recover(server, tone)
         result["delay"] = measure(a.delay_seconds, LiveSettings())
-    text = report(a.server, a.minutes, result)
+    text = report(a.server, a.minutes, a.clock_ppm, result)
     print(text)
     if a.report:
         with a.report.open("a") as f:

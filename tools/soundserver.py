@@ -14,8 +14,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
+
+import numpy as np
+
+from voicewire.rt.realtime import try_realtime
 
 KINDS = {"pulseaudio": ("pulseaudio", "pactl"), "pipewire": ("pipewire", "wireplumber", "dbus-daemon", "pactl")}
 
@@ -150,3 +155,42 @@ class SoundServer:
         run = Path(self.env["XDG_RUNTIME_DIR"])
         for name in ("bus", "pipewire-0", "pipewire-0.lock", "pulse/native"):
             (run / name).unlink(missing_ok=True)
+
+
+class ClockedMicrophone:
+    """The source `clocked`: a microphone whose crystal is `ppm` parts in a million fast. PulseAudio only (PipeWire adapts such a source by itself).
+
+    A pipe is filled by this process's clock while the server's sinks keep to theirs, so two devices really drift apart.
+    audio: [n] float32 at 48 kHz, played without end.
+    """
+
+    RATE = 48000
+
+    def __init__(self, server: SoundServer, audio: np.ndarray, ppm: float) -> None:
+        self.server, self.ppm = server, ppm
+        self._pcm = np.resize(audio, max(1, -(-len(audio) // 480)) * 480).astype("<f4").reshape(-1, 480)
+        self._pipe = server.folder / "clocked.pipe"
+        self._ended = threading.Event()
+
+    def __enter__(self) -> ClockedMicrophone:
+        self._module = self.server.pactl(
+            "load-module", "module-pipe-source", "source_name=clocked", f"file={self._pipe}", "format=float32le", f"rate={self.RATE}", "channels=1"
+        ).strip()
+        self._thread = threading.Thread(target=self._feed, daemon=True)
+        self._thread.start()
+        return self
+
+    def _feed(self) -> None:
+        try_realtime()
+        pipe = os.open(self._pipe, os.O_WRONLY)
+        rate, began, sent = self.RATE * (1 + 1e-6 * self.ppm), time.monotonic(), 0
+        with contextlib.suppress(BrokenPipeError):
+            while not self._ended.wait(max(0.0, began + sent / rate - time.monotonic())):
+                os.write(pipe, self._pcm[sent // 480 % len(self._pcm)].tobytes())
+                sent += 480
+        os.close(pipe)
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(5)
+        self.server.pactl("unload-module", self._module)

@@ -85,26 +85,32 @@ class Backend(Protocol):
         """DeviceError when it cannot be opened."""
 
 
-def find(devices: list[Device], kind: str, name: str | None, exact: bool = False) -> Device | None:
-    """By exact name, else (not if `exact`) exact description, else the only one that contains it; None: the default, else the first."""
+def find(devices: list[Device], kind: str, name: str | None, exact: bool = False) -> Device:
+    """By exact name, else (not if `exact`) exact description, else the only one that contains it; None: the default, else the first.
+
+    DeviceError if there is none.
+    """
     mine = [d for d in devices if d.kind == kind]
     if name is None:
         mine = [d for d in mine if not d.name.startswith("voicewire")]  # never our own virtual devices, also where they became the default
-        return next((d for d in mine if d.default), mine[0] if mine else None)
-    same = [d for d in mine if d.name == name] or [d for d in mine if d.description == name and not exact]
-    if same or exact:
-        return same[0] if same else None
-    partly = [d for d in mine if name.lower() in d.name.lower() or name.lower() in d.description.lower()]
-    if len(partly) > 1:
-        names = ", ".join(d.name for d in partly)
-        raise DeviceError(f"'{name}' fits several {kind} devices ({names}); give more of the name")
-    return partly[0] if partly else None
+        found = [d for d in mine if d.default] or mine
+    else:
+        found = [d for d in mine if d.name == name] or [d for d in mine if d.description == name and not exact]
+        if not found and not exact:
+            found = [d for d in mine if name.lower() in d.name.lower() or name.lower() in d.description.lower()]
+            if len(found) > 1:
+                names = ", ".join(d.name for d in found)
+                raise DeviceError(f"'{name}' fits several {kind} devices ({names}); give more of the name")
+    if not found:
+        there = ", ".join(d.name for d in devices if d.kind == kind) or "none"
+        what = f"no {kind} device" if name is None else f"no {kind} device '{name}'"
+        raise DeviceError(f"{what}; there are: {there} (voicewire devices lists them)")
+    return found[0]
 
 
-def missing(kind: str, name: str | None, devices: list[Device]) -> DeviceError:
-    there = ", ".join(d.name for d in devices if d.kind == kind) or "none"
-    what = f"no {kind} device" if name is None else f"no {kind} device '{name}'"
-    return DeviceError(f"{what}; there are: {there} (voicewire devices lists them)")
+def find_pair(devices: list[Device], wanted: Wanted) -> tuple[Device, Device]:
+    """→ (input, output). DeviceError if one of them is missing."""
+    return find(devices, "input", wanted.name_in, wanted.exact), find(devices, "output", wanted.name_out, wanted.exact)
 
 
 def pulse_module() -> Any:

@@ -42,8 +42,8 @@ class LiveSettings:
     backend: str | None = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.period_ms <= 100:
-            raise ValueError(f"period_ms must be 2 to 100, not {self.period_ms}")
+        if not 1 <= self.period_ms <= 100:
+            raise ValueError(f"period_ms must be 1 to 100, not {self.period_ms}")
         if not 1 <= self.cushion_ms <= 200:
             raise ValueError(f"cushion_ms must be 1 to 200, not {self.cushion_ms}")
         if self.strength_db is not None and not self.strength_db >= 0:

@@ -22,7 +22,7 @@ F32 = NDArray[np.float32]
 
 _SILENCE = 1e-4  # -80 dBFS: no microphone that is on is that quiet
 _SUSPEND_S = 1.0
-_WARM_BLOCKS = 200
+_WARM_S = 2.0  # while devices start they report all kinds of things
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Pipeline:
         self._quiet = 0
         self._gain = 1.0
         self.suspended = False
-        self._warm = 0
+        self._processed = 0  # samples
         self._worker = threading.Thread(target=self._work, name="model", daemon=True)
         self._worker.start()
 
@@ -143,11 +143,15 @@ class Pipeline:
     def event(self, kind: str) -> None:
         if kind == "lost":
             self._lost()
-        elif self._warm >= _WARM_BLOCKS:  # while devices start they report all kinds of things
+        elif self._warm:
             self.log.add(f"device_{kind}", cause="the sound server or its device was late" if kind == "underflow" else "this machine is overloaded")
 
+    @property
+    def _warm(self) -> bool:
+        return self._processed >= _WARM_S * self.stream.rate
+
     def _edge_event(self, kind: str, ms: float) -> None:
-        if self._warm < _WARM_BLOCKS or time.monotonic() - self._captured_at > 0.2:
+        if not self._warm or time.monotonic() - self._captured_at > 0.2:
             return  # devices are starting, or the microphone has stopped; that is reported as lost or lies in the device
         if self._step_s > self.edge.cushion_s:
             cause = f"a step of the model took {1e3 * self._step_s:.0f} ms"
@@ -177,7 +181,7 @@ class Pipeline:
             x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         loud = bool(np.abs(x).max() > _SILENCE)
         self._quiet = 0 if loud else self._quiet + len(x)
-        self._warm += 1
+        self._processed += len(x)
         self.suspended = c.listeners == 0 or self._quiet > _SUSPEND_S * self.stream.rate
         if self.suspended:
             y = np.zeros(len(x), np.float32)
@@ -191,7 +195,7 @@ class Pipeline:
         step_s = time.perf_counter() - began
         if stepped:
             self._step_s = step_s
-            if step_s > 0.5 * self.stream.frame_samples / self.stream.rate and self._warm >= _WARM_BLOCKS:
+            if step_s > 0.5 * self.stream.frame_samples / self.stream.rate and self._warm:
                 self.log.add("late_step", 1e3 * step_s)
         gain = 0.0 if c.mute else 1.0
         if gain != self._gain or gain == 0.0:

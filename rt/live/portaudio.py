@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from voicewire.rt.realtime import try_realtime
 
-from .backend import Device, DeviceError, Ready, Session, Wanted, find, missing
+from .backend import F32, Device, DeviceError, Ready, Session, Wanted, find_pair
 from .quiet import quiet_stderr
 from .watchdog import Watchdog
 
@@ -49,80 +50,89 @@ class PortAudioBackend:
         return found
 
     def open(self, wanted: Wanted, ready: Ready) -> Session:
-        devices = self.devices()
-        source = find(devices, "input", wanted.name_in, wanted.exact)
-        sink = find(devices, "output", wanted.name_out, wanted.exact)
-        if source is None or sink is None:
-            raise missing(*(("input", wanted.name_in) if source is None else ("output", wanted.name_out)), devices)
+        source, sink = find_pair(self.devices(), wanted)
         try:
             return _PortAudioSession(self._sd, source, sink, wanted, ready)
         except self._sd.PortAudioError as e:
             raise DeviceError(f"'{source.name}' or '{sink.name}' cannot be opened: {e}; another program may hold it (voicewire doctor)") from None
 
 
-class _PortAudioSession:
-    """One input and one output stream with callbacks of their own: the two devices may have different rates and clocks."""
+class PortAudioPair:
+    """What sessions of both bindings of PortAudio share: one input and one output stream with callbacks of their own, since the two devices may
+    have different rates and clocks. Subclasses open the streams and hand their blocks to `came` and `wanted`."""
 
-    def __init__(self, sd: Any, source: Device, sink: Device, wanted: Wanted, ready: Ready) -> None:
-        self.rate_in, self.channels_in = _usable(source.rate), min(source.channels, 2)
+    def __init__(self, source: Device, sink: Device, ready: Ready) -> None:
+        # the model takes 8 to 48 kHz; PortAudio's host converts from what the device has
+        self.rate_in, self.channels_in = source.rate if 8000 <= source.rate <= 48000 else 48000, min(source.channels, 2)
         self.rate_out, self.channels_out = sink.rate, min(sink.channels, 2)
         self.name_in, self.name_out = source.name, sink.name
         self._calls = ready(self.rate_in, self.channels_in, self.rate_out, self.channels_out)
-        self._realtime = {"in": False, "out": False}
-        self._streams: list[Any] = []
+        self._realtime: set[str] = set()
         self._watchdog: Watchdog | None = None
-        try:
-            self._streams.append(
-                sd.InputStream(
-                    samplerate=self.rate_in, blocksize=round(wanted.period_s * self.rate_in), device=f"{source.name}, {source.api}",
-                    channels=self.channels_in, dtype="float32", latency="low", callback=self._captured,
-                )
-            )  # fmt: skip
-            self._streams.append(
-                sd.OutputStream(
-                    samplerate=self.rate_out, blocksize=round(wanted.period_s * self.rate_out), device=f"{sink.name}, {sink.api}",
-                    channels=self.channels_out, dtype="float32", latency="low", callback=self._wanted,
-                )
-            )  # fmt: skip
-            for s in self._streams:
-                s.start()
-        except BaseException:
-            self.close()
-            raise
-        self._watchdog = Watchdog(lambda: self._calls.event("lost"), lambda: not all(s.active for s in self._streams))
+
+    def watch(self, gone: Callable[[], bool]) -> None:
+        self._watchdog = Watchdog(lambda: self._calls.event("lost"), gone)
+
+    def unwatch(self) -> None:
+        if self._watchdog:
+            self._watchdog.close()
 
     def _rt(self, side: str) -> None:
-        if not self._realtime[side]:
-            self._realtime[side] = True
+        if side not in self._realtime:
+            self._realtime.add(side)
             try_realtime()
 
-    def _captured(self, x: Any, n: int, t: Any, status: Any) -> None:
+    def came(self, x: F32, overflow: bool) -> None:
+        """x: [n, channels_in], the callee's"""
         now = time.monotonic()
         self._rt("in")
-        if status and status.input_overflow:
+        if overflow:
             self._calls.event("overflow")
-        self._calls.capture(np.array(x, np.float32), now)
+        self._calls.capture(x, now)
         if self._watchdog:
             self._watchdog.seen()
 
-    def _wanted(self, y: Any, n: int, t: Any, status: Any) -> None:
+    def wanted(self, n: int, underflow: bool) -> F32:
+        """→ [n, channels_out] to play"""
         self._rt("out")
-        if status and status.output_underflow:
+        if underflow:
             self._calls.event("underflow")
-        y[:] = self._calls.play(n)
+        return self._calls.play(n)
+
+
+class _PortAudioSession(PortAudioPair):
+    def __init__(self, sd: Any, source: Device, sink: Device, wanted: Wanted, ready: Ready) -> None:
+        super().__init__(source, sink, ready)
+        self._streams: list[Any] = []
+        try:
+            for make, device, rate, channels, callback in (
+                (sd.InputStream, source, self.rate_in, self.channels_in, self._captured),
+                (sd.OutputStream, sink, self.rate_out, self.channels_out, self._asked),
+            ):
+                stream = make(
+                    samplerate=rate, blocksize=round(wanted.period_s * rate), device=f"{device.name}, {device.api}", channels=channels,
+                    dtype="float32", latency="low", callback=callback,
+                )  # fmt: skip
+                self._streams.append(stream)
+            for stream in self._streams:
+                stream.start()
+        except BaseException:
+            self.close()
+            raise
+        self.watch(lambda: not all(s.active for s in self._streams))
+
+    def _captured(self, x: Any, n: int, t: Any, status: Any) -> None:
+        self.came(np.array(x, np.float32), bool(status and status.input_overflow))
+
+    def _asked(self, y: Any, n: int, t: Any, status: Any) -> None:
+        y[:] = self.wanted(n, bool(status and status.output_underflow))
 
     def latency_s(self) -> tuple[float, float]:
         return float(self._streams[0].latency), float(self._streams[1].latency)
 
     def close(self) -> None:
-        if self._watchdog:
-            self._watchdog.close()
+        self.unwatch()
         streams, self._streams = self._streams, []
         for s in streams:
             s.abort(ignore_errors=True)
             s.close(ignore_errors=True)
-
-
-def _usable(rate: int) -> int:
-    """The model takes 8 to 48 kHz; PortAudio's host converts from what the device has."""
-    return rate if 8000 <= rate <= 48000 else 48000

@@ -18,7 +18,7 @@ import pulsectl
 
 from voicewire.rt.realtime import try_realtime
 
-from .backend import Calls, Device, DeviceError, Ready, Session, Wanted, find, missing
+from .backend import Calls, Device, DeviceError, Ready, Session, Wanted, find_pair
 
 _PCM_FLOAT32LE = 5
 _READY, _FAILED, _TERMINATED = 4, 5, 6  # pa_context_state
@@ -129,11 +129,7 @@ class PulseBackend:
         return found
 
     def open(self, wanted: Wanted, ready: Ready) -> Session:
-        devices = self.devices()
-        source = find(devices, "input", wanted.name_in, wanted.exact)
-        sink = find(devices, "output", wanted.name_out, wanted.exact)
-        if source is None or sink is None:
-            raise missing(*(("input", wanted.name_in) if source is None else ("output", wanted.name_out)), devices)
+        source, sink = find_pair(self.devices(), wanted)
         return _PulseSession(self._lib, source, sink, wanted, ready)
 
     def listen(self, name: str, period_s: float, calls: Calls) -> Session:
@@ -205,30 +201,29 @@ class _PulseSession:
                 raise DeviceError(f"{what} cannot be opened: {why if now in bad else 'no answer within 3 s'}; see: voicewire doctor")
             self._changed.wait(0.2)
 
+    def _stream(self, name: bytes, rate: int, channels: int) -> Any:
+        spec = _Spec(_PCM_FLOAT32LE, rate, channels)
+        stream = self._lib.pa_stream_new(self._context, name, c.byref(spec), None)
+        self._lib.pa_stream_set_state_callback(stream, self._on_state, None)
+        return stream
+
     def _connect_record(self, source: Device, wanted: Wanted) -> None:
-        lib, spec = self._lib, _Spec(_PCM_FLOAT32LE, self.rate_in, self.channels_in)
-        self._record = lib.pa_stream_new(self._context, b"voicewire in", c.byref(spec), None)
-        lib.pa_stream_set_state_callback(self._record, self._on_state, None)
+        lib, self._record = self._lib, self._stream(b"voicewire in", self.rate_in, self.channels_in)
         lib.pa_stream_set_read_callback(self._record, self._on_read, None)
         lib.pa_stream_set_overflow_callback(self._record, self._on_over, None)
         block = int(wanted.period_s * self.rate_in) * 4 * self.channels_in
         attr = _Attr(_ANY, _ANY, _ANY, _ANY, block)
-        # a device asked for by name is waited for when it goes; without a name the server may move us to another
-        flags = _ADJUST | _INTERPOLATE | _AUTO_TIMING | (_DONT_MOVE if wanted.name_in is not None else 0)
-        lib.pa_stream_connect_record(self._record, source.name.encode(), c.byref(attr), flags)
+        lib.pa_stream_connect_record(self._record, source.name.encode(), c.byref(attr), _flags(wanted.name_in))
 
     def _connect_play(self, sink: Device, wanted: Wanted) -> None:
-        lib, spec = self._lib, _Spec(_PCM_FLOAT32LE, self.rate_out, self.channels_out)
-        self._play = lib.pa_stream_new(self._context, b"voicewire out", c.byref(spec), None)
-        lib.pa_stream_set_state_callback(self._play, self._on_state, None)
+        lib, self._play = self._lib, self._stream(b"voicewire out", self.rate_out, self.channels_out)
         lib.pa_stream_set_write_callback(self._play, self._on_write, None)
         lib.pa_stream_set_underflow_callback(self._play, self._on_under, None)
         block = int(wanted.period_s * self.rate_out) * 4 * self.channels_out
         # Two and a half blocks, asked for by halves: with two whole ones PulseAudio's null sink underflowed now and then, with four it added 15 ms.
         # No pre-buffering: after an underflow the delay stays what it was.
         attr = _Attr(_ANY, 5 * block // 2, 0, block // 2, _ANY)
-        flags = _ADJUST | _INTERPOLATE | _AUTO_TIMING | _START_UNMUTED | (_DONT_MOVE if wanted.name_out is not None else 0)
-        lib.pa_stream_connect_playback(self._play, sink.name.encode(), c.byref(attr), flags, None, None)
+        lib.pa_stream_connect_playback(self._play, sink.name.encode(), c.byref(attr), _flags(wanted.name_out) | _START_UNMUTED, None, None)
 
     # -- callbacks, in libpulse's thread, which holds the lock ------------------------------------------------------------
     def _state(self, *_: Any) -> None:
@@ -286,3 +281,8 @@ class _PulseSession:
             lib.pa_context_unref(self._context)
         lib.pa_threaded_mainloop_stop(self._loop)
         lib.pa_threaded_mainloop_free(self._loop)
+
+
+def _flags(name: str | None) -> int:
+    """A device asked for by name is waited for when it goes; without a name the server may move us to another."""
+    return _ADJUST | _INTERPOLATE | _AUTO_TIMING | (_DONT_MOVE if name is not None else 0)
