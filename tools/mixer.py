@@ -15,7 +15,7 @@ from . import degrade, sounds
 
 Rng = np.random.Generator
 NOISE_KINDS = ("noise", "made", "music", "babble", "noise+made", "noise+noise", "babble+noise")
-NOISE_CHANCE = (0.50, 0.17, 0.08, 0.08, 0.08, 0.06, 0.03)
+NOISE_CHANCE = (0.44, 0.22, 0.08, 0.08, 0.09, 0.06, 0.03)
 MIN_SPEECH_SNR_DB = 20.0  # a target that is itself noisy teaches the wrong thing
 
 

@@ -121,7 +121,40 @@ def resonant(rng: Rng, n: int, rate: int) -> np.ndarray:
     return _unit(_unit(y) * np.exp(rng.uniform(0, 1.5) * _drift(rng, n, rate, 10 ** rng.uniform(-0.3, 1))))
 
 
-MAKERS: tuple[Maker, ...] = (coloured, modulated, wind, hum, engine, clicks, tones, resonant)
+def motors(rng: Rng, n: int, rate: int) -> np.ndarray:
+    """Stepper motors and servos: buzzes whose pitch is held, jumps and ramps, through a ringing case: printers, scanners, drives, robots, drones."""
+    out = np.zeros(n)
+    for _ in range(rng.integers(1, 4)):  # axes
+        f0, at, level = np.zeros(n), 0, np.zeros(n)
+        base, hold_s = 10 ** rng.uniform(1.6, 3.0), 10 ** rng.uniform(-1.3, 0.2)
+        while at < n:
+            m = min(n - at, 1 + int(rng.exponential(hold_s) * rate))
+            start, end = base * 2 ** rng.uniform(-1, 1, 2)
+            f0[at : at + m] = np.linspace(start, end if rng.random() < 0.3 else start, m)
+            level[at : at + m] = rng.random() < 0.8
+            at += m
+        phase = 2 * np.pi * np.cumsum(f0) / rate + rng.uniform(0, 7)
+        fall, odd = rng.uniform(0.3, 1.5), rng.choice([1, 2])
+        for k in range(1, 1 + odd * int(min(12, rate / 2.2 / f0.max())), odd):
+            out += level * rng.rayleigh(1) * k**-fall * np.sin(k * phase)
+    for _ in range(rng.integers(0, 3)):  # the case
+        r, w = 1 - 10 ** rng.uniform(-2.3, -1), 2 * np.pi * 10 ** rng.uniform(2.3, np.log10(rate / 2.3)) / rate
+        out = _unit(out) + _unit(lfilter([1.0], [1, -2 * r * np.cos(w), r * r], out)) * rng.uniform(0.3, 1.5)
+    return _unit(_unit(out) + coloured(rng, n, rate) * rng.uniform(0.03, 0.7))
+
+
+def repeated(rng: Rng, n: int, rate: int) -> np.ndarray:
+    """A short piece of another sound over and over: presses, wheels, washing machines, clocks."""
+    m = int(rate * 10 ** rng.uniform(-1.3, 0.0))
+    piece = MAKERS[rng.integers(len(MAKERS) - 1)](rng, m, rate) * np.exp(-np.linspace(0, rng.uniform(0, 6), m))
+    jitter, out, at = rng.uniform(0, 0.1) * m, np.zeros(n + m), 0
+    while at < n:
+        out[at : at + m] += piece * np.exp(rng.normal(0, 0.15))
+        at += max(1, int(m + rng.normal(0, jitter)))
+    return _unit(out[:n])
+
+
+MAKERS: tuple[Maker, ...] = (coloured, modulated, wind, hum, engine, clicks, tones, resonant, motors, repeated)
 
 
 def any_sound(rng: Rng, n: int, rate: int) -> np.ndarray:
