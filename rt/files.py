@@ -26,7 +26,7 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Report:
-    """What `voicewire file --json` prints. Step times in ms; rtf is processing time over audio time."""
+    """What `voicewire file --json` prints. Step times in ms; rtf is CPU time over audio time."""
 
     task: str
     engine: str
@@ -124,9 +124,9 @@ def process(
     for at in range(0, len(x), block):
         if realtime:
             time.sleep(max(0.0, started + min(at + block, len(x)) / stream.rate - time.monotonic()))
-        before = time.perf_counter()
+        before = time.process_time()
         out.append(stream.process(shaped[at : at + block]))
-        cpu += time.perf_counter() - before
+        cpu += time.process_time() - before
         if progress:
             progress(min(1.0, (at + block) / len(x)))
     frames, repaired = stream.frames, stream.repaired_samples
