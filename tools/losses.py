@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 LOUD = 0.05  # RMS that targets are brought to
-MISSING = 2.0  # speech taken away costs words; noise left over costs comfort (asymmetric loss of VoiceFilter-Lite, Wang et al. 2020)
+MISSING = 4.0  # speech taken away costs words; noise left over costs comfort (asymmetric loss of VoiceFilter-Lite, Wang et al. 2020)
 RESOLUTIONS = ((320, 160), (512, 128), (1024, 256))
 
 # ITU-T P.862.2 (wide band, 16 kHz, 512-point frames): bins a Bark band, density correction, hearing threshold (power)

@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ import samplerate
 import soundfile as sf
 from tqdm import tqdm
 
+from voicewire.rt.files import process
 from voicewire.rt.live import Live, LiveSettings
 from voicewire.rt.live.latency import measure
+from voicewire.rt.stream import Stream
 
+from .metrics import pesq_wb
 from .soundserver import KINDS, ClockedMicrophone, SoundServer
 
 OURS = ("starved", "dropped")
@@ -182,8 +186,32 @@ def _sounding(server: SoundServer, live: Live) -> None:
     raise RuntimeError("nothing was heard within 15 s")
 
 
+def quality(server: SoundServer, folder: Path) -> dict[str, float] | None:
+    """PESQ of the bundled recording against its clean original: as `voicewire file` writes it, and as parec hears it live. None without `pesq`."""
+    if find_spec("pesq") is None:
+        return None
+    with as_file(files("voicewire.rt") / "samples") as samples:
+        x, rate = sf.read(samples / "noisy.flac", dtype="float32")
+        clean, _ = sf.read(samples / "clean.flac", dtype="float32")
+    by_file = process(x[:, None], Stream(rate))[0][:, 0]
+    sf.write(folder / "once.wav", x, rate)
+    with Live(LiveSettings("mic", "virtual")):
+        command = ["parec", "-d", "voicewire", "--format=float32le", f"--rate={rate}", "--channels=1", "--latency-msec=20", str(folder / "heard.raw")]
+        parec = subprocess.Popen(command, env=server.env)
+        time.sleep(3)  # clocks settle
+        subprocess.run(["paplay", "-d", "mic_feed", str(folder / "once.wav")], env=server.env, check=True)
+        time.sleep(0.7)
+        parec.terminate()
+        parec.wait()
+    heard = np.fromfile(folder / "heard.raw", np.float32)
+    size = 1 << (len(heard) + len(by_file)).bit_length()
+    lag = int(np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(by_file, size)), size)[: len(heard)].argmax())
+    return {"file": round(pesq_wb(by_file, clean), 3), "live": round(pesq_wb(heard[lag : lag + len(clean)], clean), 3)}
+
+
 def report(kind: str, minutes: float, clock_ppm: float | None, result: dict[str, Any]) -> str:
-    s, d = result["soak"], result["delay"]
+    s, d, q = result["soak"], result["delay"], result["quality"]
+    pesq = f"{q['file']}, {q['live']}" if q else "not measured: pip install pesq"
     lines = [
         f"## {kind}, {minutes:g} minutes, {f'microphone {clock_ppm:+g} ppm fast, ' if clock_ppm is not None else ''}{time.strftime('%Y-%m-%d')}",
         f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}; load average at the end {os.getloadavg()[1]:.1f}",
@@ -200,6 +228,7 @@ def report(kind: str, minutes: float, clock_ppm: float | None, result: dict[str,
         f"| audio process replaced | {s['restarts']} times |",
         f"| sound again after the server was killed and restarted | {result['recovery']['server killed']} s |",
         f"| sound again after the microphone came back | {result['recovery']['microphone pulled']} s |",
+        f"| PESQ of the bundled recording: `voicewire file`, heard live | {pesq} |",
         "",
         "| delay, ms | p50 | p99 | p99.9 | worst | heard |",
         "|---|--:|--:|--:|--:|--:|",
@@ -241,6 +270,7 @@ def main() -> int:
                 result = {"soak": soak(server, a.minutes, tone, "clocked")}
         print(json.dumps(result), flush=True)  # what took long is not lost to what follows
         result["recovery"] = recover(server, tone)
+        result["quality"] = quality(server, Path(folder))
         result["delay"] = measure(a.delay_seconds, LiveSettings())
     text = report(a.server, a.minutes, a.clock_ppm, result)
     print(text)
