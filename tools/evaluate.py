@@ -90,26 +90,28 @@ def measured_latency_ms(run: Callable[[np.ndarray], np.ndarray], delay: int, x: 
     return 1e3 * worst / RATE
 
 
-def ours(weights: Path, rate: int = RATE) -> peers.System:
+def ours(weights: Path, rate: int = RATE, strength_db: float | None = None) -> peers.System:
     """voicewire through its own command line; aligned, so no delay to remove. At another rate: resampled there and back."""
     engine = open_engine("onnx", weights)
+    options = [] if strength_db is None else ["--strength", f"{strength_db:g}"]
 
     def run(x: np.ndarray) -> np.ndarray:
         if weights != WEIGHTS or rate != RATE:
             there = soxr.resample(x, RATE, rate).astype(np.float32)
-            y, _ = files.process(there[:, None], Stream(rate, engine=engine))
+            y, _ = files.process(there[:, None], Stream(rate, engine=engine, strength_db=strength_db))
             return soxr.resample(y[:, 0], rate, RATE)[: len(x)]
         with tempfile.TemporaryDirectory() as folder:
             a, b = Path(folder) / "in.wav", Path(folder) / "out.wav"
             sf.write(a, x, RATE, subtype="FLOAT")
             with redirect_stdout(io.StringIO()):
-                code = cli.main(["file", str(a), str(b), "--json"])
+                code = cli.main(["file", str(a), str(b), "--json", *options])
             if code:
                 raise RuntimeError("voicewire file failed")
             y, _ = sf.read(b, dtype="float32")
         return y
 
-    return peers.System("voicewire" if rate == RATE else f"voicewire at {rate} Hz", run, 0, engine.weights)
+    name = " ".join(["voicewire", *([] if rate == RATE else [f"at {rate} Hz"]), *options])
+    return peers.System(name, run, 0, engine.weights)
 
 
 class Cache:
@@ -205,6 +207,7 @@ def main() -> int:
     p.add_argument("--peers-dir", type=Path, help="folder with gtcrn_simple.onnx and ulunas_stream_simple.onnx")
     p.add_argument("--weights", type=Path, default=WEIGHTS)
     p.add_argument("--rates", type=int, nargs="*", default=[], help="also run voicewire at these rates, resampled there and back")
+    p.add_argument("--strengths", type=float, nargs="*", default=[], help="also run voicewire with these --strength, dB")
     p.add_argument("--cache", type=Path, default=Path("peers-cache"))
     p.add_argument("--json", type=Path, help="write every score here")
     a = p.parse_args()
@@ -215,7 +218,8 @@ def main() -> int:
     others, missing = peers.available(a.peers_dir)
     for line in missing:
         print(line, file=sys.stderr)
-    systems = [peers.System("unprocessed", lambda x: x, 0, "-"), ours(a.weights), *(ours(a.weights, r) for r in a.rates), *others]
+    systems = [peers.System("unprocessed", lambda x: x, 0, "-"), ours(a.weights), *(ours(a.weights, r) for r in a.rates)]
+    systems += [*(ours(a.weights, strength_db=s) for s in a.strengths), *others]
     if a.systems:
         wanted = a.systems.split(",")
         unknown = sorted(set(wanted) - {s.name for s in systems})
