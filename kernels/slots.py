@@ -24,7 +24,7 @@ import numpy as np
 from .kernel import Cost, Kernel, Launch, parameters
 
 THREADS = 256
-WORDS_PER_THREAD = 8  # a row longer than 2,048 words is shared out to several blocks
+WORDS_PER_THREAD = 32  # a row longer than 8,192 words is shared out to several blocks
 MAX_BLOCKS = 65_535
 
 
