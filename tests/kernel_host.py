@@ -42,7 +42,7 @@ class Host:
         for p, value in zip(kernel.parameters, arguments, strict=True):
             data = np.array(value, p.dtype).tobytes() if p.role == "scalar" else value.tobytes()
             parts.append(struct.pack("=2I", p.role != "scalar", len(data)) + data)
-        env = {**os.environ, "SHIM_ORDER": str(order), "TSAN_OPTIONS": f"exitcode={RACE}"}
+        env = {**os.environ, "SHIM_ORDER": str(order), "TSAN_OPTIONS": f"exitcode={RACE} halt_on_error=1"}
         done = subprocess.run([*self.before, self.program, entry or kernel.entry], input=b"".join(parts), capture_output=True, env=env, timeout=300)
         at = 0
         for p, value in zip(kernel.parameters, arguments, strict=True):
