@@ -155,6 +155,8 @@ def recover(server: SoundServer, tone: Path) -> dict[str, float]:
                     server.stop(signal.SIGKILL)
                     time.sleep(1.0)
                     server.start()
+                    os.killpg(player.pid, signal.SIGKILL)  # it may have come back before its sink, and now plays elsewhere
+                    player = _loop(server, tone)
                 else:
                     server.pactl("unload-module", server.module_of("source_name=mic "))
                     time.sleep(1.0)

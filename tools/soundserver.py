@@ -91,6 +91,14 @@ class SoundServer:
             time.sleep(0.05)
 
     def start(self) -> None:
+        """Start the server with its devices. RuntimeError when it cannot be done; PipeWire sometimes hangs in its first second, so twice."""
+        try:
+            self._start()
+        except (RuntimeError, subprocess.TimeoutExpired):
+            self.stop(signal.SIGKILL)
+            self._start()
+
+    def _start(self) -> None:
         run = Path(self.env["XDG_RUNTIME_DIR"])
         if self.kind == "pulseaudio":
             self._spawn(

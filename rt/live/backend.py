@@ -18,6 +18,10 @@ class DeviceError(RuntimeError):
     """A device or a sound system cannot be used; the message is one line that says what to do."""
 
 
+class NotThere(DeviceError):
+    """A device or the sound server is not there now; it may come."""
+
+
 @dataclass(frozen=True)
 class Device:
     """kind: "input" or "output". name: what it is opened by. api: sound system it belongs to."""
@@ -88,7 +92,7 @@ class Backend(Protocol):
 def find(devices: list[Device], kind: str, name: str | None, exact: bool = False) -> Device:
     """By exact name, else (not if `exact`) exact description, else the only one that contains it; None: the default, else the first.
 
-    DeviceError if there is none.
+    NotThere if there is none, DeviceError if several fit.
     """
     mine = [d for d in devices if d.kind == kind]
     if name is None:
@@ -104,7 +108,7 @@ def find(devices: list[Device], kind: str, name: str | None, exact: bool = False
     if not found:
         there = ", ".join(d.name for d in devices if d.kind == kind) or "none"
         what = f"no {kind} device" if name is None else f"no {kind} device '{name}'"
-        raise DeviceError(f"{what}; there are: {there} (voicewire devices lists them)")
+        raise NotThere(f"{what}; there are: {there} (voicewire devices lists them)")
     return found[0]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from voicewire.rt.realtime import try_realtime
 
-from .backend import Backend, Device, DeviceError, Ready, Session, Wanted, find, pulse_module
+from .backend import Backend, Device, DeviceError, NotThere, Ready, Session, Wanted, find, pulse_module
 
 _WATCH_S = 0.2
 
@@ -41,7 +41,10 @@ class JackBackend:
     def __init__(self) -> None:
         self._pulse: Backend = pulse_module().PulseBackend()
         self._jack = library()
-        if not any(d.api == "PipeWire" for d in self._pulse.devices()):
+        devices = self._pulse.devices()
+        if not devices:
+            raise NotThere("the sound server has no devices")
+        if devices[0].api != "PipeWire":
             raise DeviceError("the sound server is not PipeWire; use: --backend pulse")
 
     def devices(self) -> list[Device]:

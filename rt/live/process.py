@@ -22,12 +22,13 @@ from voicewire.rt.realtime import try_realtime
 from voicewire.rt.stream import Stream
 
 from . import virtual
-from .backend import Calls, DeviceError, Session, Wanted, open_backend
+from .backend import Calls, DeviceError, NotThere, Session, Wanted, open_backend
 from .pipeline import Controls, Log, Meter, Pipeline
 from .record import Recorder
 
 _REPORT_S = 0.1
 _RETRY_S = 0.25
+_LOYAL = 8  # refusals by a server that is there, before another back end is tried
 
 
 class AudioProcess:
@@ -46,6 +47,7 @@ class AudioProcess:
         self._owns_virtual = False
         self._opening = 0  # counts attempts, so that what belongs to an older one knows
         self._session_names: tuple[str, str] | None = None
+        self._backend: str | None = None
 
     # -- devices ---------------------------------------------------------------------------------------------------------
     def _wanted(self, backend: str) -> Wanted:
@@ -105,15 +107,17 @@ class AudioProcess:
         self._lost = True
         self._wake.set()
 
-    def _open(self) -> None:
+    def _open(self, last: str | None = None) -> None:
+        """last: the back end to stay with; None: the one asked for, or the best there is."""
         self._lost = False
         self._opening += 1
-        backend = open_backend(self.settings["backend"])
+        fixed = self.settings["backend"] or last
+        backend = open_backend(fixed)
         try:
             self._session = backend.open(self._wanted(backend.name), self._ready)
         except DeviceError:
             self._close()
-            if backend.name != "jack" or self.settings["backend"]:
+            if backend.name != "jack" or fixed:
                 raise
             self._forget_virtual()  # nobody asked for JACK: the other way round
             backend = open_backend("pulse")
@@ -127,7 +131,7 @@ class AudioProcess:
             raise
         s = self._session
         assert self.stream
-        self._session_names = s.name_in, s.name_out
+        self._session_names, self._backend = (s.name_in, s.name_out), backend.name
         say(
             opened={
                 "backend": backend.name, "in": s.name_in, "out": s.name_out, "rate_in": s.rate_in, "channels_in": s.channels_in,
@@ -180,14 +184,17 @@ class AudioProcess:
     def _reopen(self) -> None:
         self.log.add("lost", cause="a device or the sound server went away")
         self._close()
+        refused = 0
         while not self._ended:
             for e in self.log.fresh():
                 say(event=e.__dict__)
             try:
-                self._open()
+                # a server that has just started lists devices before it connects them: no reason to take a slower way for good
+                self._open(self._backend if refused < _LOYAL else None)
                 self.log.add("opened")
                 return
             except DeviceError as e:
+                refused += not isinstance(e, NotThere)
                 say(waiting=str(e))
                 time.sleep(_RETRY_S)
 

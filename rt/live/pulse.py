@@ -18,7 +18,7 @@ import pulsectl
 
 from voicewire.rt.realtime import try_realtime
 
-from .backend import Calls, Device, DeviceError, Ready, Session, Wanted, find_pair
+from .backend import Calls, Device, DeviceError, NotThere, Ready, Session, Wanted, find_pair
 
 _PCM_FLOAT32LE = 5
 _READY, _FAILED, _TERMINATED = 4, 5, 6  # pa_context_state
@@ -91,12 +91,12 @@ def _library() -> Any:
 
 @contextlib.contextmanager
 def control(purpose: str) -> Any:
-    """A `pulsectl` connection for listing and loading. DeviceError when no server answers."""
+    """A `pulsectl` connection for listing and loading. NotThere when no server answers."""
     try:
         pulse = pulsectl.Pulse(f"voicewire {purpose}", connect=False)
         pulse.connect(autospawn=False)
     except (pulsectl.PulseError, OSError) as e:
-        raise DeviceError(f"no PulseAudio or PipeWire server answers ({e}); start one: systemctl --user start pipewire-pulse, or pulseaudio --start") from None
+        raise NotThere(f"no PulseAudio or PipeWire server answers ({e}); start one: systemctl --user start pipewire-pulse, or pulseaudio --start") from None
     try:
         yield pulse
     except (pulsectl.PulseError, pulsectl.PulseDisconnected) as e:
