@@ -1,0 +1,85 @@
+"""`GpuEngine`: the model on a device behind the `Engine` protocol, with host state for `Stream` and resident slots for the relay.
+
+A state that `advance` returns is the mirror of rows on the device: arrays that every step brings up to date, so that a snapshot, or going on
+on the CPU after the device is lost, needs nothing from the device. A state that came from elsewhere is copied to free rows first.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+
+from ..engine import F32, Engine, State, copy_state
+from .slots import DeviceSlots
+from .stepper import Stepper
+
+STREAMS = 64  # rows that streams with host state share; who finds none is stepped on the CPU
+
+
+class Held(dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]):
+    """A state whose rows `first` … are on the device too."""
+
+    first: int
+
+
+class GpuEngine:
+    """make(capacity): a stepper for so many slots. Thread-safe: streams of several threads take turns."""
+
+    def __init__(self, name: str, cpu: Engine, make: Callable[[int, bool], Stepper], why: tuple[str, ...] = ()) -> None:
+        self._device_name, self._cpu, self._make = name, cpu, make
+        self.weights = cpu.weights
+        self.why = list(why)  # what was tried before, and what went wrong since
+        self._lock = threading.Lock()
+        self._streams = self.slots(STREAMS)
+        self._taken = np.zeros(STREAMS, np.bool_)
+
+    @property
+    def name(self) -> str:
+        return "onnx" if self._streams.lost else self._device_name
+
+    def _fell(self, why: str) -> None:
+        self.why.append(f"{self._device_name}: lost ({why}); the CPU steps now")
+
+    def slots(self, capacity: int) -> DeviceSlots:
+        """Resident slots, ready for all of `capacity`."""
+        from .slots import MIRRORED
+
+        stepper = self._make(capacity, capacity <= MIRRORED)
+        slots = DeviceSlots(stepper, self._cpu, capacity, self._fell)
+        return slots
+
+    def init_state(self, batch: int, task: str = "restore") -> State:
+        return self._cpu.init_state(batch, task)
+
+    def step(self, x: F32, state: State) -> tuple[F32, State]:
+        y, new = self.advance(x, copy_state(state))
+        return y, copy_state(new)
+
+    def advance(self, x: F32, state: State) -> tuple[F32, State]:
+        with self._lock:
+            held = state if isinstance(state, Held) else self._hold(state)
+            if held is None:
+                return self._cpu.advance(x, state)
+            return self._streams.step(np.arange(held.first, held.first + len(x)), x), held
+
+    def _hold(self, state: State) -> Held | None:
+        """The state on free rows that lie together, or None."""
+        n = len(next(iter(state.values())))
+        free = np.convolve(~self._taken, np.ones(n, int), "valid") == n if n <= STREAMS else np.zeros(1, bool)
+        if not free.any():
+            return None
+        first = int(np.argmax(free))
+        for i in range(n):
+            self._streams.attach(first + i, state={k: v[i : i + 1] for k, v in state.items()})
+        assert self._streams.host is not None
+        held = Held({k: v[first : first + n] for k, v in self._streams.host.rows.items()})
+        held.first = first
+        self._taken[first : first + n] = True
+        weakref.finalize(held, self._release, first, n)
+        return held
+
+    def _release(self, first: int, n: int) -> None:
+        self._taken[first : first + n] = False
