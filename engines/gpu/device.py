@@ -1,4 +1,4 @@
-"""What the captured step asks of a device: memory by address, copies in stream order, loaded engines, one kernel, graphs.
+"""What the captured step asks of a device: memory by address, copies in stream order, loaded engines, kernels, graphs.
 
 Two keep it: `cuda.CudaDevice`, and `fake.FakeDevice` on NumPy and ONNX Runtime, which tests everything above this line without a GPU.
 """
@@ -6,10 +6,13 @@ Two keep it: `cuda.CudaDevice`, and `fake.FakeDevice` on NumPy and ONNX Runtime,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from voicewire.kernels import Kernel
 
 
 class DeviceLost(RuntimeError):
@@ -18,6 +21,28 @@ class DeviceLost(RuntimeError):
 
 class CaptureFailed(RuntimeError):
     """This work cannot be captured into a graph; it may still be enqueued."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """A C-contiguous array in the device's memory."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def first(self, rows: int) -> Array:
+        """Its first rows."""
+        return Array(self.address, (rows, *self.shape[1:]), self.dtype)
+
+    def row(self, i: int) -> Array:
+        """[1, ...]"""
+        one = self.first(1)
+        return Array(self.address + i * one.bytes, one.shape, self.dtype)
 
 
 class Program(Protocol):
@@ -43,8 +68,8 @@ class Device(Protocol):
 
     name: str
 
-    def alloc(self, size: int) -> int:
-        """Address of `size` bytes of zeros on the device."""
+    def alloc(self, shape: tuple[int, ...], dtype: type[Any] | np.dtype[Any]) -> Array:
+        """Zeros on the device, at an address TensorRT likes (256 bytes)."""
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """Page-locked host memory, zeros: the other end of copies."""
@@ -54,9 +79,8 @@ class Device(Protocol):
 
     def load(self, plan: bytes) -> Program: ...
 
-    def write_ring(self, ring: int, row: int, at: int, slots: int, layers: int, window: int, width: int) -> None:
-        """ring[s, :, at[s]] = row[s] for all slots with at[s] >= 0. ring: [slots, layers, window, width], row: [slots, layers, width] float32,
-        at: [slots] int32; addresses."""
+    def call(self, kernel: Kernel, sizes: dict[str, int], *arguments: Array | int) -> None:
+        """One launch of a kernel. sizes: those of its geometry; arguments: as its parameters say, arrays of the device and scalars."""
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """A graph of what `work` does, which is not done now. CaptureFailed where it cannot be one."""

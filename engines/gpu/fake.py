@@ -15,7 +15,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from .device import CaptureFailed, DeviceLost, Graph, Mark
+from voicewire.kernels import Kernel
+
+from .device import Array, CaptureFailed, DeviceLost, Graph, Mark
 
 Work = Callable[[], None]
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
@@ -82,8 +84,9 @@ class FakeDevice:
         self._capturing: list[Work] | None = None
 
     # -- memory --------------------------------------------------------------------------------------------------------
-    def alloc(self, size: int) -> int:
-        return int(self.pinned(size).ctypes.data)
+    def alloc(self, shape: tuple[int, ...], dtype: type[Any] | np.dtype[Any]) -> Array:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return Array(int(self.pinned(size).ctypes.data), shape, np.dtype(dtype))
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         if self._capturing is not None:
@@ -101,7 +104,7 @@ class FakeDevice:
             raise DeviceLost(f"illegal memory access: {size} bytes at {address:#x}")
         return self._memory[base][address - base : address - base + size]
 
-    def array(self, address: int, shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
+    def array(self, address: int, shape: tuple[int, ...], dtype: type[Any] | np.dtype[Any]) -> NDArray[Any]:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return self.bytes_at(address, size).view(dtype).reshape(shape)
 
@@ -123,12 +126,11 @@ class FakeDevice:
     def load(self, plan: bytes) -> FakeProgram:
         return FakeProgram(self, plan)
 
-    def write_ring(self, ring: int, row: int, at: int, slots: int, layers: int, window: int, width: int) -> None:
+    def call(self, kernel: Kernel, sizes: dict[str, int], *arguments: Array | int) -> None:
+        kernel.geometry(**sizes)
+
         def run() -> None:
-            where = self.array(at, (slots,), np.int32)
-            on = np.flatnonzero(where >= 0)
-            rows = self.array(row, (slots, layers, width), np.float32)
-            self.array(ring, (slots, layers, window, width), np.float32)[on, :, where[on]] = rows[on]
+            kernel.twin(*(self.array(a.address, a.shape, a.dtype) if isinstance(a, Array) else a for a in arguments))
 
         self.queue(run)
 

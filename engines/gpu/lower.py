@@ -1,12 +1,11 @@
-"""The ONNX step as a GPU wants it: one batch size, constants folded, slot masks inside, matrix products in half precision.
+"""The ONNX step as a GPU wants it: one batch size, constants folded, small states packed into one tensor, matrix products in half precision.
 
 TensorRT networks are strongly typed: precision is what the ONNX says. What stays fp32 in every precision: the state (a memory near 1 does not
 fit into half), all that is not a matrix product (epsilons of 1e-10, powers of magnitudes, the level follower, norms, softmax over a mask of
 -1e9) and the input and output spectra. The weights are fp16 values anyway, so fp16 rounds only what goes into the products.
 
-Inputs beside those of the model: `active`, `reset`: [slots] bool. Outputs: `y`; `NAME.new` for every small state and for `trunk.pos`;
-`trunk.at`: [slots] int32, the ring row to write, -1 for none; `trunk.k.row`, `trunk.v.row`: [slots, layers, heads, dim].
-A slot with `reset` starts afresh in this step, one without `active` keeps its state: streams come and go without a launch of their own.
+Inputs: `x`, `moving`, `fixed`, `trunk.pos`, `trunk.k`, `trunk.v`; outputs: `y`, `moving.new`, `trunk.k.row`, `trunk.v.row`. What is packed
+into `moving` and `fixed`, and where, says `layout.Layout`.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ import numpy as np
 import onnxruntime as ort
 
 from ..engine import EngineError
+from .layout import FIXED, MOVING, Layout
 
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-RINGS = ("trunk.k", "trunk.v")
-POS, AT = "trunk.pos", "trunk.at"
-LARGEST = 6e4  # a key or value beyond fp16's range is no sound; NaN and infinities would outlive a reset in the ring
 
 _PRODUCTS = {"MatMul": 2, "Gemm": 3, "Conv": 3, "ConvTranspose": 3}  # operator → leading inputs that become half
 
@@ -37,19 +34,19 @@ def _onnx() -> Any:
     return onnx
 
 
-def lower(model: Path, bucket: int, precision: Precision) -> bytes:
+def lower(model: Path, layout: Layout, bucket: int, precision: Precision) -> bytes:
     """The step of `model` for `bucket` slots. EngineError when a package is missing or the model is not one of ours."""
     onnx = _onnx()
     proto = _fold(_fold(model.read_bytes(), bucket), bucket)  # twice: norms join convolutions once the weights are constants
     graph = onnx.load_from_string(proto)
-    if {i.name for i in graph.graph.input} < {"x", POS, *RINGS}:
-        raise EngineError(f"{model} is not a step of voicewire")
+    if {i.name for i in graph.graph.input} != {"x", *layout.first}:
+        raise EngineError(f"{model} is not a step of voicewire with the state of its engine")
     _squares(graph, onnx)
     if precision == "fp16":
         _halve(graph, onnx, onnx.TensorProto.FLOAT16, _PRODUCTS)
     elif precision == "bf16":  # TensorRT has no transposed convolution in bf16
         _halve(graph, onnx, onnx.TensorProto.BFLOAT16, {k: v for k, v in _PRODUCTS.items() if k != "ConvTranspose"})
-    _mask(graph, onnx, bucket)
+    _pack(graph, onnx, bucket, layout)
     del graph.metadata_props[:]
     keep = [o for o in graph.opset_import if o.domain == ""]
     del graph.opset_import[:]
@@ -115,62 +112,32 @@ def _drop_unused(g: Any) -> None:
     g.initializer.extend(kept)
 
 
-def _mask(graph: Any, onnx: Any, bucket: int) -> None:
-    """`active` and `reset` around the step. All first states but the pinned prefix are zeros."""
-    g, helper, kinds = graph.graph, onnx.helper, onnx.TensorProto
-    inputs, outputs = {i.name: i for i in g.input}, {o.name: o for o in g.output}
-    small = [n.removesuffix(".new") for n in outputs if n.endswith(".new")]
-    shapes = {n: [d.dim_value for d in inputs[n].type.tensor_type.shape.dim] for n in (*small, *RINGS)}
+def _pack(graph: Any, onnx: Any, bucket: int, layout: Layout) -> None:
+    """The states of a pack as slices of one input, the new ones as one output."""
+    g, helper = graph.graph, onnx.helper
     before: list[Any] = []
     after: list[Any] = []
 
-    def constant(name: str, value: object, dtype: type) -> str:
-        g.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
+    def constant(name: str, value: list[int]) -> str:
+        g.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), name))
         return name
 
-    def like(mask: str, rank: int) -> str:  # [slots] → [slots, 1, ...]
-        name = f"{mask}.{rank}"
-        if rank == 1:
-            return mask
-        if all(node.output[0] != name for node in before):
-            before.append(helper.make_node("Reshape", [mask, constant(f"{name}.shape", [bucket] + [1] * (rank - 1), np.int64)], [name]))
-        return name
-
-    zero, zero64 = constant("mask.zero", 0, np.float32), constant("mask.zero64", 0, np.int64)
-    one64, none64 = constant("mask.one64", 1, np.int64), constant("mask.none64", -1, np.int64)
-    window = constant("mask.window", shapes[RINGS[0]][2], np.int64)
-    largest = constant("mask.largest", LARGEST, np.float32)
-    for node in g.node:  # the step reads the state as `reset` leaves it and writes under other names
-        for i, name in enumerate(node.input):
-            if name in small or name == POS:
-                node.input[i] = f"{name}.in"
-        for i, name in enumerate(node.output):
-            if name.endswith(".new") or name.endswith(".row"):
-                node.output[i] = f"{name}.raw"
-            for j, used in enumerate(node.input):
-                if used.endswith((".new", ".row")) and used in outputs:
-                    node.input[j] = f"{used}.raw"
-    for name in small:
-        rank = len(shapes[name])
-        before.append(helper.make_node("Where", [like("reset", rank), zero, name], [f"{name}.in"]))
-        after.append(helper.make_node("Where", [like("active", rank), f"{name}.new.raw", f"{name}.in"], [f"{name}.new"]))
-    before.append(helper.make_node("Where", ["reset", zero64, POS], [f"{POS}.in"]))
-    after += [
-        helper.make_node("Add", [f"{POS}.in", one64], [f"{POS}.next"]),
-        helper.make_node("Where", ["active", f"{POS}.next", f"{POS}.in"], [f"{POS}.new"]),
-        helper.make_node("Mod", [f"{POS}.in", window], [f"{AT}.row"]),
-        helper.make_node("Where", ["active", f"{AT}.row", none64], [f"{AT}.wide"]),
-        helper.make_node("Cast", [f"{AT}.wide"], [AT], to=kinds.INT32),
-    ]
-    for name in (f"{r}.row" for r in RINGS):
-        after += [
-            helper.make_node("Abs", [f"{name}.raw"], [f"{name}.size"]),
-            helper.make_node("LessOrEqual", [f"{name}.size", largest], [f"{name}.sane"]),  # false for NaN
-            helper.make_node("Where", [f"{name}.sane", f"{name}.raw", zero], [name]),
-        ]
+    axis = constant("pack.axis", [1])
+    for pack in (MOVING, FIXED):
+        for name, part in layout.packs[pack].items():
+            bounds = [constant(f"{name}.{end}", [at]) for end, at in (("from", part.offset), ("to", part.offset + part.words))]
+            before.append(helper.make_node("Slice", [pack, *bounds, axis], [f"{name}.flat"]))
+            before.append(helper.make_node("Reshape", [f"{name}.flat", constant(f"{name}.shape", [bucket, *part.shape])], [name]))
+    for name, part in layout.packs[MOVING].items():
+        after.append(helper.make_node("Reshape", [f"{name}.new", constant(f"{name}.new.shape", [bucket, part.words])], [f"{name}.new.flat"]))
+    after.append(helper.make_node("Concat", [f"{n}.new.flat" for n in layout.packs[MOVING]], [f"{MOVING}.new"], axis=1))
     nodes = [*before, *g.node, *after]
     del g.node[:]
     g.node.extend(nodes)
-    g.input.extend(helper.make_tensor_value_info(n, kinds.BOOL, [bucket]) for n in ("active", "reset"))
-    g.output.append(helper.make_tensor_value_info(f"{POS}.new", kinds.INT64, [bucket]))
-    g.output.append(helper.make_tensor_value_info(AT, kinds.INT32, [bucket]))
+    packed = {n for pack in layout.packs.values() for n in pack}
+    inputs = [i for i in g.input if i.name not in packed]
+    outputs = [o for o in g.output if o.name.removesuffix(".new") not in packed]
+    del g.input[:], g.output[:]
+    info, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    g.input.extend([*inputs, *(info(pack, kind, [bucket, layout.words(pack)]) for pack in (MOVING, FIXED))])
+    g.output.extend([*outputs, info(f"{MOVING}.new", kind, [bucket, layout.words(MOVING)])])

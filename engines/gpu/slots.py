@@ -11,15 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..config import TASKS
 from ..engine import F32, Engine, State
 from ..slots import HostSlots, Rows
 from .device import DeviceLost
-from .lower import AT, POS, RINGS
-from .stepper import Stage, Stepper, bucket_for
+from .layout import MOVING, POS, RINGS, Layout
+from .stepper import Outputs, Stage, Stepper, bucket_for
 
 MIRRORED = 256  # slots
 IN_FLIGHT = 2
@@ -44,36 +44,26 @@ class DeviceSlots:
         bucket_for(capacity)
         self.capacity = capacity
         self._stepper, self._cpu, self._fallen = stepper, cpu, fallen
-        self._fresh: dict[str, State] = {"restore": cpu.init_state(1)}
-        self._task = ["restore"] * capacity
-        self._prefix = ["restore"] * capacity  # whose pinned prefix the row holds on the device; "" when it came with luggage
-        self._begins = np.zeros(capacity, np.bool_)  # rows to reset with their next frame
+        self._layout = Layout(cpu.init_state(1))
+        self._task = np.full(capacity, TASKS.index("restore"), np.int32)
+        self._begins = np.ones(capacity, np.uint8)  # rows to reset with their next frame
         self._flight: deque[Ticket] = deque()
         self.host = HostSlots(cpu, capacity) if capacity <= MIRRORED else None
         self.lost = ""  # why the CPU steps now
         self.fallback_s = 0.0  # what taking over cost
 
     def attach(self, row: int, task: str = "restore", state: State | None = None) -> None:
-        if task not in self._fresh:
-            self._fresh[task] = self._cpu.init_state(1, task)
         for ticket in self._flight:  # what is under way belongs to who was there before
             self._finish(ticket)
-        self._task[row] = task
+        self._task[row] = TASKS.index(task)
+        self._begins[row] = state is None  # a bit in the next step's mask, no launch
         if self.host:
             self.host.attach(row, task, state)
-        if self.lost:
-            return
-        try:
-            if state is not None:
+        if state is not None and not self.lost:
+            try:
                 self._stepper.write(row, state)
-                self._begins[row], self._prefix[row] = False, ""
-                return
-            self._begins[row] = True  # a bit in the next step's mask, no launch
-            if self._prefix[row] != task:
-                self._stepper.write(row, {n: v for n, v in self._fresh[task].items() if n.startswith("trunk.prefix")})
-                self._prefix[row] = task
-        except DeviceLost as e:
-            self._fall_back(e)
+            except DeviceLost as e:
+                self._fall_back(e)
 
     def step(self, rows: Rows, x: F32) -> F32:
         return self.collect(self.submit(rows, x))
@@ -89,10 +79,10 @@ class DeviceSlots:
             return ticket
         try:
             stage = self._stepper.stage(int(rows[-1]) + 1)
-            stage.active[rows] = True
-            stage.reset[rows] = self._begins[rows]
+            stage.active[rows] = 1
+            stage.reset[rows], stage.kind[rows] = self._begins[rows], self._task[rows]
             stage.x[rows] = x
-            self._begins[rows] = False
+            self._begins[rows] = 0
             ticket.stage = stage
             self._stepper.launch(stage)
         except DeviceLost as e:
@@ -110,7 +100,7 @@ class DeviceSlots:
         if self.host:
             return self.host.export(row)
         if self._begins[row]:
-            return {k: v.copy() for k, v in self._fresh[self._task[row]].items()}
+            return self._cpu.init_state(1, TASKS[self._task[row]])
         try:
             return self._stepper.read(row)
         except DeviceLost as e:
@@ -136,15 +126,15 @@ class DeviceSlots:
         assert ticket.y is not None
         return ticket.y
 
-    def _reflect(self, rows: Rows, out: dict[str, Any]) -> None:
+    def _reflect(self, rows: Rows, out: Outputs) -> None:
         assert self.host is not None
         mirror = self.host.rows
-        at = out[AT][rows]
+        at = mirror[POS][rows] % mirror[RINGS[0]].shape[2]
         for name in RINGS:
             mirror[name][rows, :, at] = out[f"{name}.row"][rows]
-        for name in mirror:
-            if f"{name}.new" in out:
-                mirror[name][rows] = out[f"{name}.new"][rows]
+        for name, value in self._layout.unpack({MOVING: out[f"{MOVING}.new"]}).items():
+            mirror[name][rows] = value[rows]
+        mirror[POS][rows] += 1
 
     def _fall_back(self, error: DeviceLost) -> HostSlots:
         """From here on the CPU steps; what was under way is done again there, in order."""
@@ -152,9 +142,8 @@ class DeviceSlots:
         self.lost = str(error)
         if self.host is None:
             self.host = HostSlots(self._cpu, self.capacity)
-            for row, task in enumerate(self._task):
-                if task != "restore":
-                    self.host.attach(row, task)
+            for row in np.flatnonzero(self._task != TASKS.index("restore")):
+                self.host.attach(int(row), TASKS[self._task[row]])
         self._stepper.close()
         for ticket in self._flight:
             if ticket.y is None:
@@ -168,6 +157,3 @@ class DeviceSlots:
         n = self.host.max_batch  # more at once keep others waiting on a CPU
         parts = [self.host.step(ticket.rows[i : i + n], np.ascontiguousarray(ticket.x[i : i + n])) for i in range(0, len(ticket.rows), n)]
         ticket.y = np.concatenate(parts)
-
-
-__all__ = ["MIRRORED", "POS", "DeviceSlots", "Ticket"]

@@ -1,11 +1,11 @@
 """The captured step: one graph a batch size, from pinned memory to pinned memory, state staying on the device.
 
-    copy in (active, reset, x) ─► engine ─► state write-back ─► ring rows ─► copy out (y and, where there is a mirror, the new state)
+    copy in (active, reset, kind, x) ─► reset rows ─► engine ─► take over new rows, write attention rows ─► copy out (y, new rows for a mirror)
 
 State arrays are allocated once for the largest bucket; a bucket works on their first rows in place, so growing from one bucket to the next
 moves nothing. Two pinned blocks a bucket take turns: one is filled or read while the other is in flight; each has its own graph and its own
-execution context. Capture needs no clone of the state: with no slot active a step leaves every bit of it as it was, so warm-up and capture may happen
-at any time. All runs in one stream, so the graphs share their blocks on the device.
+execution context. Capture needs no clone of the state: with no slot active a step leaves every bit of it as it was, so warm-up and capture
+may happen at any time. All runs in one stream, so the graphs share their blocks on the device.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import HOPS_PER_FRAME
+from voicewire.kernels import KV_RING_WRITE, SLOT_COMMIT, SLOT_RESET
+
+from ..config import HOPS_PER_FRAME, TASKS
 from ..engine import F32, State
 from ..stft import BINS
-from .device import CaptureFailed, Device, Graph, Mark
-from .lower import AT, POS, RINGS
+from .device import Array, CaptureFailed, Device, Graph, Mark
+from .layout import MOVING, POS, RINGS, Layout
 
-Bits = NDArray[np.bool_]
 ALIGN = 256  # bytes; what TensorRT asks of addresses
 BUCKETS = tuple(2**i for i in range(13))  # 1 ... 4,096
 WARM_UPS = 3
+SPECTRUM = (HOPS_PER_FRAME, BINS - 1, 2)
+Outputs = dict[str, NDArray[Any]]
 
 
 def bucket_for(slots: int) -> int:
@@ -37,12 +40,17 @@ def bucket_for(slots: int) -> int:
     raise ValueError(f"{slots} slots on one device; the most is {BUCKETS[-1]}")
 
 
-class Stage(Protocol):
-    """One pinned block: what a step reads."""
+@dataclass
+class Stage:
+    """One pinned block, to be filled by who steps. active, reset: [bucket] uint8; kind: [bucket] int32, the task to begin with; x: [bucket, 2, 480, 2]."""
 
-    active: Bits
-    reset: Bits
+    active: NDArray[np.uint8]
+    reset: NDArray[np.uint8]
+    kind: NDArray[np.int32]
     x: F32
+
+    def clear(self) -> None:
+        self.active[...] = self.reset[...] = 0
 
 
 class Stepper(Protocol):
@@ -58,11 +66,11 @@ class Stepper(Protocol):
 
     def launch(self, stage: Any) -> None: ...
 
-    def wait(self, stage: Any) -> dict[str, NDArray[Any]]:
-        """`y` and, with a mirror, `NAME.new`, `trunk.at` and the ring rows, [bucket, ...] each; good until the stage after next."""
+    def wait(self, stage: Any) -> Outputs:
+        """`y` and, with a mirror, `moving.new`, `trunk.k.row`, `trunk.v.row`, [bucket, ...] each; good until the stage after next."""
 
     def write(self, row: int, state: State) -> None:
-        """Set a row of the state. state: [1, ...] each, or some of them."""
+        """Set a row of the state, [1, ...] each."""
 
     def read(self, row: int) -> State:
         """A copy of a row of the state, [1, ...] each."""
@@ -70,81 +78,68 @@ class Stepper(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass
-class Field:
-    """A tensor inside a block: [bucket, *shape] at `offset`."""
+class Block:
+    """Tensors that lie together, so that one copy moves them: name → ([bucket, *shape], type)."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    offset: int = 0
+    def __init__(self, fields: dict[str, tuple[tuple[int, ...], Any]], bucket: int) -> None:
+        self.fields, self.offsets, self.size = {n: ((bucket, *s), np.dtype(t)) for n, (s, t) in fields.items()}, {}, 0
+        for name, (shape, dtype) in self.fields.items():
+            self.offsets[name] = self.size
+            self.size += -(-int(np.prod(shape)) * dtype.itemsize // ALIGN) * ALIGN
 
-    def size(self, bucket: int) -> int:
-        return bucket * int(np.prod(self.shape)) * self.dtype.itemsize
+    def on(self, memory: Array) -> dict[str, Array]:
+        """Where the tensors are on the device."""
+        return {n: Array(memory.address + self.offsets[n], shape, dtype) for n, (shape, dtype) in self.fields.items()}
 
-
-def place(fields: dict[str, Field], bucket: int) -> int:
-    """Give the fields of one block their offsets; → bytes of the block."""
-    at = 0
-    for f in fields.values():
-        f.offset = at
-        at += -(-f.size(bucket) // ALIGN) * ALIGN
-    return at
+    def views(self, memory: NDArray[np.uint8]) -> Outputs:
+        """The tensors in host memory."""
+        return {n: np.frombuffer(memory, dtype, int(np.prod(shape)), self.offsets[n]).reshape(shape) for n, (shape, dtype) in self.fields.items()}
 
 
 @dataclass
-class CapturedStage:
-    """A pinned block of one bucket and the work that belongs to it."""
-
-    active: Bits
-    reset: Bits
-    x: F32
-    out: dict[str, NDArray[Any]]
+class CapturedStage(Stage):
+    out: Outputs
     work: Callable[[], None]
     graph: Graph | None = None
     mark: Mark | None = None
 
 
 class CapturedStepper:
-    """`plan(bucket)` gives the engine of a batch size; first: the state of a fresh slot, [1, ...] each; mirror: new states are copied out too."""
+    """plan(bucket): the engine of a batch size; fresh: the first state of every task, in the order of TASKS, [1, ...] each; mirror: what is new
+    of the state is copied out too."""
 
-    def __init__(self, device: Device, plan: Callable[[int], bytes], first: State, capacity: int, *, mirror: bool, kind: str = "tensorrt") -> None:
-        self._device, self._plan, self._mirror = device, plan, mirror
-        self._kind = kind
+    def __init__(self, device: Device, plan: Callable[[int], bytes], fresh: list[State], capacity: int, *, mirror: bool, kind: str = "tensorrt") -> None:
+        self._device, self._plan, self._mirror, self._kind = device, plan, mirror, kind
         self._graphs = True
         self.why = ""  # why there is no graph
         most = bucket_for(capacity)
-        self._state = {n: Field(v.shape[1:], v.dtype) for n, v in first.items()}
-        self._at = {n: device.alloc(f.size(most)) for n, f in self._state.items()}
-        self._small = [n for n in first if n not in RINGS and not n.startswith("trunk.prefix")]
-        self._in_at, self._out_at = device.alloc(place(self._inputs(), most)), device.alloc(place(self._outputs(), most))
-        self._luggage = device.pinned(max(f.size(1) for f in self._state.values()))
+        self.layout = Layout(fresh[0])
+        self._state = {n: device.alloc((most, *shape), dtype) for n, (shape, dtype) in self.layout.arrays.items()}
+        self._fresh = {n: device.alloc((len(TASKS), *shape), dtype) for n, (shape, dtype) in self.layout.arrays.items()}
+        self._in = device.alloc((Block(self._inputs(), most).size,), np.uint8)
+        self._out = device.alloc((Block(self._outputs(), most).size,), np.uint8)
+        self._luggage = device.pinned(max(a.row(0).bytes for a in self._state.values()))
         self._stages: dict[int, list[CapturedStage]] = {}
         self._turn = 0
-        for row in range(most):  # pinned prefixes; the rest is zeros
-            self.write(row, {n: v for n, v in first.items() if n not in RINGS and v.any()})
+        for i, state in enumerate(fresh):
+            self._put(self._fresh, i, state)
 
     @property
     def how(self) -> str:
-        return f"{self._kind}, {'graph' if self._graphs else 'enqueue'}"
+        return f"{self._kind}, {'one graph a frame' if self._graphs else 'enqueued'}"
 
     @property
     def nodes(self) -> dict[int, int]:
         """Launches and copies inside one graph launch, by bucket."""
         return {bucket: stages[0].graph.nodes for bucket, stages in self._stages.items() if stages[0].graph}
 
-    def _inputs(self) -> dict[str, Field]:
-        flag = np.dtype(np.bool_)
-        return {"active": Field((), flag), "reset": Field((), flag), "x": Field((HOPS_PER_FRAME, BINS - 1, 2), np.dtype(np.float32))}
+    def _inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        return {"active": ((), np.uint8), "reset": ((), np.uint8), "kind": ((), np.int32), "x": (SPECTRUM, np.float32)}
 
-    def _outputs(self, everything: bool = True) -> dict[str, Field]:
-        fields = {"y": Field((HOPS_PER_FRAME, BINS - 1, 2), np.dtype(np.float32))}
-        if everything:
-            fields |= {f"{n}.new": Field(self._state[n].shape, self._state[n].dtype) for n in self._small}
-            for n in RINGS:
-                layers, _, *rest = self._state[n].shape
-                fields[f"{n}.row"] = Field((layers, *rest), self._state[n].dtype)
-            fields[AT] = Field((), np.dtype(np.int32))
-        return fields
+    def _outputs(self, everything: bool = True) -> dict[str, tuple[tuple[int, ...], Any]]:
+        arrays = self.layout.arrays
+        rows = {f"{n}.row": ((arrays[n][0][0], *arrays[n][0][2:]), np.float32) for n in RINGS}
+        return {"y": (SPECTRUM, np.float32), **({f"{MOVING}.new": arrays[MOVING], **rows} if everything else {})}
 
     # -- getting ready -------------------------------------------------------------------------------------------------
     def prepare(self, slots: int) -> None:
@@ -154,8 +149,6 @@ class CapturedStepper:
         plan = self._plan(bucket)
         stages = [self._make(bucket, plan) for _ in range(2)]
         for stage in stages:
-            stage.active[...] = stage.reset[...] = False
-            stage.x[...] = 0
             for _ in range(WARM_UPS):
                 stage.work()
             self._device.wait(self._device.mark())
@@ -168,40 +161,41 @@ class CapturedStepper:
 
     def _make(self, bucket: int, plan: bytes) -> CapturedStage:
         d, program = self._device, self._device.load(plan)
-        inputs, outputs = self._inputs(), self._outputs()
-        in_bytes, _ = place(inputs, bucket), place(outputs, bucket)
-        out_bytes = place(self._outputs(self._mirror), bucket)  # what is copied out is the front of the block
-        pinned_in, pinned_out = d.pinned(in_bytes), d.pinned(out_bytes)
-        for name, f in inputs.items():
-            program.bind(name, self._in_at + f.offset)
-        for name, f in outputs.items():
-            program.bind(name, self._out_at + f.offset)
-        for name, address in self._at.items():
-            program.bind(name, address)
+        given, made, copied = Block(self._inputs(), bucket), Block(self._outputs(), bucket), Block(self._outputs(self._mirror), bucket)
+        pinned_in, pinned_out = d.pinned(given.size), d.pinned(copied.size)  # what is copied out is the front of what is made
+        inputs, outputs = given.on(self._in), made.on(self._out)
+        state = {n: a.first(bucket) for n, a in self._state.items()}
+        for name, array in {"x": inputs["x"], **state, **outputs}.items():
+            program.bind(name, array.address)
+        layers, window, *rest = state[RINGS[0]].shape[1:]
+        row_words = int(np.prod(rest))
+
+        def words(name: str) -> int:
+            return state[name].row(0).bytes // 4
 
         def work() -> None:
-            d.copy(self._in_at, pinned_in.ctypes.data, in_bytes)
+            d.copy(self._in.address, pinned_in.ctypes.data, given.size)
+            for name, array in state.items():
+                d.call(SLOT_RESET, {"slots": bucket, "row_words": words(name)}, array, self._fresh[name], inputs["kind"], inputs["reset"], words(name))
             program.enqueue()
-            for name in self._small:
-                d.copy(self._at[name], self._out_at + outputs[f"{name}.new"].offset, self._state[name].size(bucket))
-            for name in RINGS:
-                layers, window, *rest = self._state[name].shape
-                row, at = (self._out_at + outputs[key].offset for key in (f"{name}.row", AT))
-                d.write_ring(self._at[name], row, at, bucket, layers, window, int(np.prod(rest)))
-            d.copy(pinned_out.ctypes.data, self._out_at, out_bytes)
+            d.call(
+                SLOT_COMMIT, {"slots": bucket, "row_words": words(MOVING)}, state[MOVING], outputs[f"{MOVING}.new"], inputs["active"], words(MOVING)
+            )  # fmt: skip
+            d.call(
+                KV_RING_WRITE, {"slots": bucket, "layers": layers, "row_words": row_words}, *(state[n] for n in RINGS), *(outputs[f"{n}.row"] for n in RINGS),
+                state[POS], inputs["active"], layers, window, row_words,
+            )  # fmt: skip
+            d.copy(pinned_out.ctypes.data, self._out.address, copied.size)
 
-        def view(block: NDArray[np.uint8], f: Field) -> NDArray[Any]:
-            return block[f.offset : f.offset + f.size(bucket)].view(f.dtype).reshape(bucket, *f.shape)
-
-        out = {name: view(pinned_out, outputs[name]) for name in self._outputs(self._mirror)}
-        return CapturedStage(view(pinned_in, inputs["active"]), view(pinned_in, inputs["reset"]), view(pinned_in, inputs["x"]), out, work)
+        views = given.views(pinned_in)
+        return CapturedStage(views["active"], views["reset"], views["kind"], views["x"], copied.views(pinned_out), work)
 
     # -- stepping ------------------------------------------------------------------------------------------------------
     def stage(self, slots: int) -> CapturedStage:
         self.prepare(slots)
         stage = self._stages[bucket_for(slots)][self._turn]
         self._turn = 1 - self._turn
-        stage.active[...] = stage.reset[...] = False
+        stage.clear()
         return stage
 
     def launch(self, stage: CapturedStage) -> None:
@@ -211,31 +205,31 @@ class CapturedStepper:
             stage.work()
         stage.mark = self._device.mark()
 
-    def wait(self, stage: CapturedStage) -> dict[str, NDArray[Any]]:
+    def wait(self, stage: CapturedStage) -> Outputs:
         assert stage.mark is not None
         self._device.wait(stage.mark)
         return stage.out
 
     # -- rows in and out, between steps --------------------------------------------------------------------------------
-    def write(self, row: int, state: State) -> None:
-        for name, value in state.items():
-            size = self._state[name].size(1)
-            self._luggage[:size] = np.ascontiguousarray(value[0]).reshape(-1).view(np.uint8)
-            self._device.copy(self._at[name] + row * size, self._luggage.ctypes.data, size)
+    def _put(self, arrays: dict[str, Array], row: int, state: State) -> None:
+        for name, value in self.layout.pack(state).items():
+            to = arrays[name].row(row)
+            self._luggage[: to.bytes] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            self._device.copy(to.address, self._luggage.ctypes.data, to.bytes)
             self._device.wait(self._device.mark())
 
+    def write(self, row: int, state: State) -> None:
+        self._put(self._state, row, state)
+
     def read(self, row: int) -> State:
-        state: State = {}
-        for name, f in self._state.items():
-            size = f.size(1)
-            self._device.copy(self._luggage.ctypes.data, self._at[name] + row * size, size)
+        arrays: State = {}
+        for name, array in self._state.items():
+            source = array.row(row)
+            self._device.copy(self._luggage.ctypes.data, source.address, source.bytes)
             self._device.wait(self._device.mark())
-            state[name] = self._luggage[:size].copy().view(f.dtype).reshape(1, *f.shape)
-        return state
+            arrays[name] = self._luggage[: source.bytes].copy().view(source.dtype).reshape(source.shape)
+        return self.layout.unpack(arrays)
 
     def close(self) -> None:
         self._stages.clear()
         self._device.close()
-
-
-__all__ = ["AT", "BUCKETS", "POS", "CapturedStepper", "Stage", "Stepper", "bucket_for"]
