@@ -3,24 +3,23 @@
 Importing this package needs neither CUDA nor NVRTC; `Kernel.compile` says in one line what is missing (`pip install 'voicewire[gpu]'`).
 Order of one step, all of it fit for one CUDA graph:
 
-    s16_to_slots / mulaw_to_slots → slot_reset (every state) → stft_analyse → the engine (with rvq_nearest, depth_sample)
-    → kv_ring_write, slot_commit (every other state) → stft_synthesise → slots_to_s16 / slots_to_mulaw
+    s16_to_slots, mulaw_to_slots → stft_analyse → the engine (rvq_nearest, depth_sample) → kv_ring_write → stft_synthesise
+    → slots_to_s16, slots_to_mulaw
 """
 
 from .kernel import Cost, Kernel, KernelError, Launch, Parameter
+from .kv_ring import KV_RING_WRITE
 from .pcm import MULAW_TO_SLOTS, S16_TO_SLOTS, SLOTS_TO_MULAW, SLOTS_TO_S16
 from .rvq import RVQ_NEAREST
 from .sampling import DEPTH_SAMPLE
-from .slots import KV_RING_WRITE, SLOT_COMMIT, SLOT_RESET
 from .stft import STFT_ANALYSE, STFT_SYNTHESISE
 
 ALL = (
-    S16_TO_SLOTS, MULAW_TO_SLOTS, SLOT_RESET, STFT_ANALYSE, RVQ_NEAREST, DEPTH_SAMPLE,
-    KV_RING_WRITE, SLOT_COMMIT, STFT_SYNTHESISE, SLOTS_TO_S16, SLOTS_TO_MULAW,
+    S16_TO_SLOTS, MULAW_TO_SLOTS, STFT_ANALYSE, RVQ_NEAREST, DEPTH_SAMPLE, KV_RING_WRITE, STFT_SYNTHESISE, SLOTS_TO_S16, SLOTS_TO_MULAW,
 )  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_120")  # what the tests compile for: A100, Ada, Hopper, Blackwell RTX
 
 __all__ = [
     "ALL", "ARCHITECTURES", "DEPTH_SAMPLE", "KV_RING_WRITE", "MULAW_TO_SLOTS", "RVQ_NEAREST", "S16_TO_SLOTS", "SLOTS_TO_MULAW", "SLOTS_TO_S16",
-    "SLOT_COMMIT", "SLOT_RESET", "STFT_ANALYSE", "STFT_SYNTHESISE", "Cost", "Kernel", "KernelError", "Launch", "Parameter",
+    "STFT_ANALYSE", "STFT_SYNTHESISE", "Cost", "Kernel", "KernelError", "Launch", "Parameter",
 ]  # fmt: skip

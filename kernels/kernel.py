@@ -43,7 +43,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument. dtype: a NumPy name, or `word`: any element type whose rows are whole 32-bit words (copied, never computed with)."""
+    """One argument. dtype: a NumPy name (an array of bool may stand for uint8), or `word`: any element type whose rows are whole 32-bit
+    words (copied, never computed with)."""
 
     name: str
     dtype: str
@@ -95,5 +96,5 @@ class Kernel:
                     raise TypeError(f"{self.entry}: {p.name} is a {p.dtype} scalar, not {type(value).__name__}")
             elif not isinstance(value, np.ndarray) or not value.flags.c_contiguous:
                 raise TypeError(f"{self.entry}: {p.name} is a C-contiguous array")
-            elif p.dtype != "word" and value.dtype != np.dtype(p.dtype):
+            elif p.dtype not in ("word", value.dtype.name) and (p.dtype, value.dtype.name) != ("uint8", "bool"):
                 raise TypeError(f"{self.entry}: {p.name} is {p.dtype}, not {value.dtype}")

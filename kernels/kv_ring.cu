@@ -1,19 +1,24 @@
-// This step's key and value rows into the attention rings of the active slots: see slots.py for shapes and cost.
+// This step's key and value rows into the slots' attention rings: see kv_ring.py for shapes and cost.
 #include "compat.h"
 
 extern "C" __global__ void __launch_bounds__(256) kv_ring_write(
     unsigned* __restrict__ k, unsigned* __restrict__ v, const unsigned* __restrict__ k_row, const unsigned* __restrict__ v_row,
-    long long* __restrict__ pos, const unsigned char* __restrict__ active, int layers, int window, int row_words) {
-    size_t slot = blockIdx.x;
-    if (!active[slot]) return;
-    long long now = pos[slot];
-    size_t at = now % window;
-    for (int i = threadIdx.x; i < layers * row_words; i += blockDim.x) {
-        int layer = i / row_words, word = i - layer * row_words;
-        size_t from = slot * layers * row_words + i, to = ((slot * layers + layer) * window + at) * row_words + word;
-        k[to] = k_row[from];
-        v[to] = v_row[from];
+    const int* __restrict__ at, const unsigned char* __restrict__ reset, int layers, int window, int row_words) {
+    size_t slot = blockIdx.x, place = slot * layers + blockIdx.y;
+    int here = at[slot];
+    bool on = here >= 0 && here < window;
+    size_t ring = place * window * row_words, row = place * row_words;
+    if (reset[slot])
+        for (int i = threadIdx.x; i < window * row_words; i += blockDim.x) {
+            int j = i - here * row_words;  // inside the row written now: below
+            if (on && j >= 0 && j < row_words) continue;
+            k[ring + i] = 0;
+            v[ring + i] = 0;
+        }
+    if (!on) return;
+    ring += static_cast<size_t>(here) * row_words;
+    for (int i = threadIdx.x; i < row_words; i += blockDim.x) {
+        k[ring + i] = k_row[row + i];
+        v[ring + i] = v_row[row + i];
     }
-    __syncthreads();  // all have read pos
-    if (threadIdx.x == 0) pos[slot] = now + 1;
 }

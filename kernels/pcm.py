@@ -2,7 +2,7 @@
 
 block [entries, 960] int16 or uint8 (µ-law, ITU-T G.711)
 slot [entries] int32: the slot of each entry, each at most once; a negative one is an unused entry
-samples [entries] int32: how many of the row's 960 count, from the first
+samples [entries] int32: how many of the row's 960 count, from the first; 0 … 960
 pcm [slots, 960] float32
 
 `s16_to_slots`, `mulaw_to_slots`: block → pcm rows. `slots_to_s16`, `slots_to_mulaw`: pcm rows → block, scaled by 32,768, rounded to

@@ -4,7 +4,7 @@ z [slots, dim] float32
 codebooks [layers, dim, codes] float32, dimension before code: neighbouring threads read neighbouring codes (transpose once, at load)
 half_norms [layers, codes] float32, 0.5 |c|^2
 active [slots] uint8
-index [slots, layers] int32 out: argmin over codes of 0.5 |c|^2 - <z, c>, the lowest index of equals
+index [slots, layers] int32 out: argmin over codes of 0.5 |c|^2 - <z, c>, the lowest index of equals (NaN loses)
 quantised [slots, dim] float32 out: sum of the chosen codes
 A slot that is not active is neither read nor written.
 
@@ -39,7 +39,7 @@ def nearest(z: Any, codebooks: Any, half_norms: Any, active: Any, index: Any, qu
     left = z[on].copy()
     for layer in range(layers):
         score = half_norms[layer] - left @ codebooks[layer]
-        best = score.argmin(1)
+        best = np.where(np.isnan(score), np.inf, score).argmin(1)
         index[on, layer] = best
         left -= codebooks[layer][:, best].T
     quantised[on] = z[on] - left

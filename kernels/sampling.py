@@ -3,7 +3,7 @@
 logits [slots, codes] float32 (codes ≤ 1,024; NaN counts as -inf)
 table [codes, width] word: embeddings, rows of `row_words` 32-bit words (float32 or pairs of float16)
 seed [slots] uint64, position [slots] int64 (frame of the stream): key and counter of the random numbers, with `layer` and the code
-temperature [slots] float32: 0 or less takes the largest logit, the lowest index of equals
+temperature [slots] float32: one that is not positive and finite takes the largest logit, the lowest index of equals
 top_k [slots] int32: draws among the k largest (of equal logits the lowest indices); outside 1 … codes - 1 among all
 active [slots] uint8
 token [slots, layers] int32 out: column `layer` is written
@@ -88,7 +88,7 @@ def sample(
     k = np.where((k >= 1) & (k < codes), k, codes)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         drawn = np.where(rank < k, score / t + noise(seed[on], position[on], layer, codes), F32(-np.inf))
-    hot = t > 0
+    hot = (t > 0) & np.isfinite(t)
     allowed = np.where(hot, rank < k, True)
     picked = np.where(hot, drawn, score)
     best = np.where(allowed & (picked == picked.max(1, keepdims=True)), np.arange(codes), codes).min(1)
