@@ -1,7 +1,7 @@
 """How the state of a slot lies on a device: attention rings and counter by themselves, all else in two packs of float32 words.
 
 `moving` is what every step writes anew (level, past, recurrences: 29 kB), `fixed` what a stream keeps (pinned prefix: 37 kB). One tensor
-each, so that resetting and writing back are one launch each.
+each, so that writing back is one copy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ..engine import State
 MOVING, FIXED = "moving", "fixed"
 RINGS = ("trunk.k", "trunk.v")
 POS = "trunk.pos"
+AT = "trunk.at"  # the place in the rings of this step's rows
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,12 @@ class Part:
 
 
 class Layout:
-    """first: the state of a fresh slot, [1, ...] each; all zeros but the prefix."""
+    """first: the state of a fresh slot, [1, ...] each. ValueError unless it is all zeros but for the prefix: that is how the step resets it."""
 
     def __init__(self, first: State) -> None:
+        for name, value in first.items():
+            if value.any() and not name.startswith("trunk.prefix"):
+                raise ValueError(f"the state {name} does not begin at zero")
         self.first = first
         self.packs: dict[str, dict[str, Part]] = {MOVING: {}, FIXED: {}}
         for name, value in first.items():
@@ -49,10 +53,11 @@ class Layout:
         return {**alone, **{pack: ((self.words(pack),), f32) for pack in self.packs}}
 
     def pack(self, state: State) -> State:
-        """[n, ...] each → the device's arrays, [n, ...] each."""
-        n = len(state[POS])
-        packed = {pack: np.concatenate([state[name].reshape(n, -1) for name in parts], 1) for pack, parts in self.packs.items()}
-        return {POS: state[POS], **{n: state[n] for n in RINGS}, **packed}
+        """[n, ...] each → the device's arrays, [n, ...] each; of only some of the states the arrays that they fill."""
+        n = len(next(iter(state.values())))
+        alone = {name: state[name] for name in (POS, *RINGS) if name in state}
+        full = {pack: parts for pack, parts in self.packs.items() if all(name in state for name in parts)}
+        return {**alone, **{pack: np.concatenate([state[name].reshape(n, -1) for name in parts], 1) for pack, parts in full.items()}}
 
     def unpack(self, arrays: State) -> State:
         """The inverse of `pack`, views where it can; of only some of the arrays only their states."""

@@ -1,11 +1,14 @@
-"""The ONNX step as a GPU wants it: one batch size, constants folded, small states packed into one tensor, matrix products in half precision.
+"""The ONNX step as a GPU wants it: one batch size, constants folded, small states packed into one tensor, slot masks
+inside, matrix products in half precision.
 
 TensorRT networks are strongly typed: precision is what the ONNX says. What stays fp32 in every precision: the state (a memory near 1 does not
 fit into half), all that is not a matrix product (epsilons of 1e-10, powers of magnitudes, the level follower, norms, softmax over a mask of
 -1e9) and the input and output spectra. The weights are fp16 values anyway, so fp16 rounds only what goes into the products.
 
-Inputs: `x`, `moving`, `fixed`, `trunk.pos`, `trunk.k`, `trunk.v`; outputs: `y`, `moving.new`, `trunk.k.row`, `trunk.v.row`. What is packed
-into `moving` and `fixed`, and where, says `layout.Layout`.
+Inputs: `x`, `moving`, `fixed`, `trunk.pos`, `trunk.k`, `trunk.v` and the masks `active`, `reset`: [slots] bool. Outputs: `y`, `moving.new`,
+`trunk.pos.new`, `trunk.k.row`, `trunk.v.row`, and `trunk.at`: [slots] int32, the place in the rings for the rows, -1 for none. What is packed
+into `moving` and `fixed`, and where, says `layout.Layout`. A slot with `reset` starts from zeros in this step, one without `active` keeps its
+state bit for bit: streams come and go without a launch of their own.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import numpy as np
 import onnxruntime as ort
 
 from ..engine import EngineError
-from .layout import FIXED, MOVING, Layout
+from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+LARGEST = 6e4  # keys and values beyond fp16's range are no sound; NaN and infinities in a ring would outlive its stream
 _PRODUCTS = {"MatMul": 2, "Gemm": 3, "Conv": 3, "ConvTranspose": 3}  # operator → leading inputs that become half
 
 
@@ -113,24 +117,46 @@ def _drop_unused(g: Any) -> None:
 
 
 def _pack(graph: Any, onnx: Any, bucket: int, layout: Layout) -> None:
-    """The states of a pack as slices of one input, the new ones as one output."""
-    g, helper = graph.graph, onnx.helper
+    """The states of a pack as slices of one input, the new ones as one output; both behind the masks."""
+    g, helper, kinds = graph.graph, onnx.helper, onnx.TensorProto
     before: list[Any] = []
     after: list[Any] = []
 
-    def constant(name: str, value: list[int]) -> str:
-        g.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), name))
+    def constant(name: str, value: Any, dtype: type = np.int64) -> str:
+        g.initializer.append(onnx.numpy_helper.from_array(np.array(value, dtype), name))
         return name
 
-    axis = constant("pack.axis", [1])
-    for pack in (MOVING, FIXED):
+    def node(into: list[Any], op: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        into.append(helper.make_node(op, inputs, [output], **attributes))
+
+    for n in g.node:  # the step reads the counter as `reset` leaves it; what leaves it is looked at first
+        n.input[:] = [f"{POS}.in" if name == POS else name for name in n.input]
+        n.output[:] = [f"{name}.raw" if name.endswith(".row") else name for name in n.output]
+    axis, column = constant("pack.axis", [1]), constant("pack.column", [bucket, 1])
+    zero, zero64, one64, none64 = constant("pack.0", 0, np.float32), constant("pack.0l", 0), constant("pack.1l", 1), constant("pack.-1l", -1)
+    for mask in ("active", "reset"):
+        node(before, "Reshape", [mask, column], f"{mask}.column")
+    node(before, "Where", ["reset.column", zero, MOVING], f"{MOVING}.in")
+    node(before, "Where", ["reset", zero64, POS], f"{POS}.in")
+    for pack, source in ((MOVING, f"{MOVING}.in"), (FIXED, FIXED)):
         for name, part in layout.packs[pack].items():
             bounds = [constant(f"{name}.{end}", [at]) for end, at in (("from", part.offset), ("to", part.offset + part.words))]
-            before.append(helper.make_node("Slice", [pack, *bounds, axis], [f"{name}.flat"]))
-            before.append(helper.make_node("Reshape", [f"{name}.flat", constant(f"{name}.shape", [bucket, *part.shape])], [name]))
+            node(before, "Slice", [source, *bounds, axis], f"{name}.flat")
+            node(before, "Reshape", [f"{name}.flat", constant(f"{name}.shape", [bucket, *part.shape])], name)
     for name, part in layout.packs[MOVING].items():
-        after.append(helper.make_node("Reshape", [f"{name}.new", constant(f"{name}.new.shape", [bucket, part.words])], [f"{name}.new.flat"]))
-    after.append(helper.make_node("Concat", [f"{n}.new.flat" for n in layout.packs[MOVING]], [f"{MOVING}.new"], axis=1))
+        node(after, "Reshape", [f"{name}.new", constant(f"{name}.new.shape", [bucket, part.words])], f"{name}.new.flat")
+    node(after, "Concat", [f"{n}.new.flat" for n in layout.packs[MOVING]], f"{MOVING}.next", axis=1)
+    node(after, "Where", ["active.column", f"{MOVING}.next", f"{MOVING}.in"], f"{MOVING}.new")
+    node(after, "Add", [f"{POS}.in", one64], f"{POS}.next")
+    node(after, "Where", ["active", f"{POS}.next", f"{POS}.in"], f"{POS}.new")
+    node(after, "Mod", [f"{POS}.in", constant("pack.window", layout.first[RINGS[0]].shape[2])], "trunk.at.active")
+    node(after, "Where", ["active", "trunk.at.active", none64], "trunk.at.wide")
+    node(after, "Cast", ["trunk.at.wide"], AT, to=kinds.INT32)
+    largest = constant("pack.largest", LARGEST, np.float32)
+    for row in (f"{ring}.row" for ring in RINGS):
+        node(after, "Abs", [f"{row}.raw"], f"{row}.size")
+        node(after, "LessOrEqual", [f"{row}.size", largest], f"{row}.sane")  # false for NaN
+        node(after, "Where", [f"{row}.sane", f"{row}.raw", zero], row)
     nodes = [*before, *g.node, *after]
     del g.node[:]
     g.node.extend(nodes)
@@ -138,6 +164,8 @@ def _pack(graph: Any, onnx: Any, bucket: int, layout: Layout) -> None:
     inputs = [i for i in g.input if i.name not in packed]
     outputs = [o for o in g.output if o.name.removesuffix(".new") not in packed]
     del g.input[:], g.output[:]
-    info, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
-    g.input.extend([*inputs, *(info(pack, kind, [bucket, layout.words(pack)]) for pack in (MOVING, FIXED))])
-    g.output.extend([*outputs, info(f"{MOVING}.new", kind, [bucket, layout.words(MOVING)])])
+    info = helper.make_tensor_value_info
+    g.input.extend([*inputs, *(info(pack, kinds.FLOAT, [bucket, layout.words(pack)]) for pack in (MOVING, FIXED))])
+    g.input.extend(info(mask, kinds.BOOL, [bucket]) for mask in ("active", "reset"))
+    g.output.extend([*outputs, info(f"{MOVING}.new", kinds.FLOAT, [bucket, layout.words(MOVING)])])
+    g.output.extend([info(f"{POS}.new", kinds.INT64, [bucket]), info(AT, kinds.INT32, [bucket])])

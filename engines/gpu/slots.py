@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import TASKS
 from ..engine import F32, Engine, State
 from ..slots import HostSlots, Rows
 from .device import DeviceLost
-from .layout import MOVING, POS, RINGS, Layout
+from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 from .stepper import Outputs, Stage, Stepper, bucket_for
 
 MIRRORED = 256  # slots
@@ -45,8 +44,9 @@ class DeviceSlots:
         self.capacity = capacity
         self._stepper, self._cpu, self._fallen = stepper, cpu, fallen
         self._layout = Layout(cpu.init_state(1))
-        self._task = np.full(capacity, TASKS.index("restore"), np.int32)
-        self._begins = np.ones(capacity, np.uint8)  # rows to reset with their next frame
+        self._task = ["restore"] * capacity
+        self._pinned = ["restore"] * capacity  # whose prefix the row holds on the device; "" for luggage
+        self._begins = np.ones(capacity, np.bool_)  # rows to reset with their next frame
         self._flight: deque[Ticket] = deque()
         self.host = HostSlots(cpu, capacity) if capacity <= MIRRORED else None
         self.lost = ""  # why the CPU steps now
@@ -55,15 +55,18 @@ class DeviceSlots:
     def attach(self, row: int, task: str = "restore", state: State | None = None) -> None:
         for ticket in self._flight:  # what is under way belongs to who was there before
             self._finish(ticket)
-        self._task[row] = TASKS.index(task)
+        self._task[row] = task
         self._begins[row] = state is None  # a bit in the next step's mask, no launch
         if self.host:
             self.host.attach(row, task, state)
-        if state is not None and not self.lost:
-            try:
-                self._stepper.write(row, state)
-            except DeviceLost as e:
-                self._fall_back(e)
+        if self.lost or (state is None and self._pinned[row] == task):
+            return
+        pinned = self._cpu.init_state(1, task)
+        self._pinned[row] = "" if state else task
+        try:
+            self._stepper.write(row, state or {n: pinned[n] for n in self._layout.packs[FIXED]})
+        except DeviceLost as e:
+            self._fall_back(e)
 
     def step(self, rows: Rows, x: F32) -> F32:
         return self.collect(self.submit(rows, x))
@@ -79,10 +82,10 @@ class DeviceSlots:
             return ticket
         try:
             stage = self._stepper.stage(int(rows[-1]) + 1)
-            stage.active[rows] = 1
-            stage.reset[rows], stage.kind[rows] = self._begins[rows], self._task[rows]
+            stage.active[rows] = True
+            stage.reset[rows] = self._begins[rows]
             stage.x[rows] = x
-            self._begins[rows] = 0
+            self._begins[rows] = False
             ticket.stage = stage
             self._stepper.launch(stage)
         except DeviceLost as e:
@@ -100,7 +103,7 @@ class DeviceSlots:
         if self.host:
             return self.host.export(row)
         if self._begins[row]:
-            return self._cpu.init_state(1, TASKS[self._task[row]])
+            return self._cpu.init_state(1, self._task[row])
         try:
             return self._stepper.read(row)
         except DeviceLost as e:
@@ -129,12 +132,11 @@ class DeviceSlots:
     def _reflect(self, rows: Rows, out: Outputs) -> None:
         assert self.host is not None
         mirror = self.host.rows
-        at = mirror[POS][rows] % mirror[RINGS[0]].shape[2]
+        at = out[AT][rows]
         for name in RINGS:
             mirror[name][rows, :, at] = out[f"{name}.row"][rows]
-        for name, value in self._layout.unpack({MOVING: out[f"{MOVING}.new"]}).items():
+        for name, value in self._layout.unpack({n: out[f"{n}.new"] for n in (MOVING, POS)}).items():
             mirror[name][rows] = value[rows]
-        mirror[POS][rows] += 1
 
     def _fall_back(self, error: DeviceLost) -> HostSlots:
         """From here on the CPU steps; what was under way is done again there, in order."""
@@ -142,8 +144,9 @@ class DeviceSlots:
         self.lost = str(error)
         if self.host is None:
             self.host = HostSlots(self._cpu, self.capacity)
-            for row in np.flatnonzero(self._task != TASKS.index("restore")):
-                self.host.attach(int(row), TASKS[self._task[row]])
+            for row, task in enumerate(self._task):
+                if task != "restore":
+                    self.host.attach(row, task)
         self._stepper.close()
         for ticket in self._flight:
             if ticket.y is None:

@@ -1,6 +1,6 @@
 """The captured step: one graph a batch size, from pinned memory to pinned memory, state staying on the device.
 
-    copy in (active, reset, kind, x) ─► reset rows ─► engine ─► take over new rows, write attention rows ─► copy out (y, new rows for a mirror)
+    copy in (active, reset, x) ─► engine ─► state write-back ─► attention rows into their rings ─► copy out (y and, for a mirror, what is new)
 
 State arrays are allocated once for the largest bucket; a bucket works on their first rows in place, so growing from one bucket to the next
 moves nothing. Two pinned blocks a bucket take turns: one is filled or read while the other is in flight; each has its own graph and its own
@@ -11,19 +11,19 @@ may happen at any time. All runs in one stream, so the graphs share their blocks
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voicewire.kernels import KV_RING_WRITE, SLOT_COMMIT, SLOT_RESET
+from voicewire.kernels import KV_RING_WRITE
 
-from ..config import HOPS_PER_FRAME, TASKS
+from ..config import HOPS_PER_FRAME
 from ..engine import F32, State
 from ..stft import BINS
 from .device import Array, CaptureFailed, Device, Graph, Mark
-from .layout import MOVING, POS, RINGS, Layout
+from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 
 ALIGN = 256  # bytes; what TensorRT asks of addresses
 BUCKETS = tuple(2**i for i in range(13))  # 1 ... 4,096
@@ -42,15 +42,14 @@ def bucket_for(slots: int) -> int:
 
 @dataclass
 class Stage:
-    """One pinned block, to be filled by who steps. active, reset: [bucket] uint8; kind: [bucket] int32, the task to begin with; x: [bucket, 2, 480, 2]."""
+    """One pinned block, to be filled by who steps. active, reset: [bucket]; x: [bucket, 2, 480, 2]."""
 
-    active: NDArray[np.uint8]
-    reset: NDArray[np.uint8]
-    kind: NDArray[np.int32]
+    active: NDArray[np.bool_]
+    reset: NDArray[np.bool_]
     x: F32
 
     def clear(self) -> None:
-        self.active[...] = self.reset[...] = 0
+        self.active[...] = self.reset[...] = False
 
 
 class Stepper(Protocol):
@@ -70,7 +69,7 @@ class Stepper(Protocol):
         """`y` and, with a mirror, `moving.new`, `trunk.k.row`, `trunk.v.row`, [bucket, ...] each; good until the stage after next."""
 
     def write(self, row: int, state: State) -> None:
-        """Set a row of the state, [1, ...] each."""
+        """Set a row of the state, [1, ...] each; all of it, or the pinned prefix alone."""
 
     def read(self, row: int) -> State:
         """A copy of a row of the state, [1, ...] each."""
@@ -105,24 +104,23 @@ class CapturedStage(Stage):
 
 
 class CapturedStepper:
-    """plan(bucket): the engine of a batch size; fresh: the first state of every task, in the order of TASKS, [1, ...] each; mirror: what is new
-    of the state is copied out too."""
+    """plan(bucket): the engine of a batch size; first: the state of a fresh slot, [1, ...] each; mirror: what is new of the state is copied out too."""
 
-    def __init__(self, device: Device, plan: Callable[[int], bytes], fresh: list[State], capacity: int, *, mirror: bool, kind: str = "tensorrt") -> None:
+    def __init__(self, device: Device, plan: Callable[[int], bytes], layout: Layout, capacity: int, *, mirror: bool, kind: str = "tensorrt") -> None:
         self._device, self._plan, self._mirror, self._kind = device, plan, mirror, kind
         self._graphs = True
         self.why = ""  # why there is no graph
         most = bucket_for(capacity)
-        self.layout = Layout(fresh[0])
+        self.layout = layout
         self._state = {n: device.alloc((most, *shape), dtype) for n, (shape, dtype) in self.layout.arrays.items()}
-        self._fresh = {n: device.alloc((len(TASKS), *shape), dtype) for n, (shape, dtype) in self.layout.arrays.items()}
         self._in = device.alloc((Block(self._inputs(), most).size,), np.uint8)
         self._out = device.alloc((Block(self._outputs(), most).size,), np.uint8)
         self._luggage = device.pinned(max(a.row(0).bytes for a in self._state.values()))
         self._stages: dict[int, list[CapturedStage]] = {}
         self._turn = 0
-        for i, state in enumerate(fresh):
-            self._put(self._fresh, i, state)
+        prefix = {n: v for n, v in layout.first.items() if n in layout.packs[FIXED]}
+        for row in range(capacity):
+            self.write(row, prefix)
 
     @property
     def how(self) -> str:
@@ -134,12 +132,13 @@ class CapturedStepper:
         return {bucket: stages[0].graph.nodes for bucket, stages in self._stages.items() if stages[0].graph}
 
     def _inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        return {"active": ((), np.uint8), "reset": ((), np.uint8), "kind": ((), np.int32), "x": (SPECTRUM, np.float32)}
+        return {"active": ((), np.bool_), "reset": ((), np.bool_), "x": (SPECTRUM, np.float32)}
 
     def _outputs(self, everything: bool = True) -> dict[str, tuple[tuple[int, ...], Any]]:
         arrays = self.layout.arrays
         rows = {f"{n}.row": ((arrays[n][0][0], *arrays[n][0][2:]), np.float32) for n in RINGS}
-        return {"y": (SPECTRUM, np.float32), **({f"{MOVING}.new": arrays[MOVING], **rows} if everything else {})}
+        new = {f"{n}.new": arrays[n] for n in (MOVING, POS)}
+        return {"y": (SPECTRUM, np.float32), **({**new, **rows, AT: ((), np.int32)} if everything else {})}
 
     # -- getting ready -------------------------------------------------------------------------------------------------
     def prepare(self, slots: int) -> None:
@@ -165,30 +164,164 @@ class CapturedStepper:
         pinned_in, pinned_out = d.pinned(given.size), d.pinned(copied.size)  # what is copied out is the front of what is made
         inputs, outputs = given.on(self._in), made.on(self._out)
         state = {n: a.first(bucket) for n, a in self._state.items()}
-        for name, array in {"x": inputs["x"], **state, **outputs}.items():
+        for name, array in {**inputs, **state, **outputs}.items():
             program.bind(name, array.address)
         layers, window, *rest = state[RINGS[0]].shape[1:]
         row_words = int(np.prod(rest))
-
-        def words(name: str) -> int:
-            return state[name].row(0).bytes // 4
+        rings, rows = [state[n] for n in RINGS], [outputs[f"{n}.row"] for n in RINGS]
+        reset = replace(inputs["reset"], dtype=np.dtype(np.uint8))
 
         def work() -> None:
             d.copy(self._in.address, pinned_in.ctypes.data, given.size)
-            for name, array in state.items():
-                d.call(SLOT_RESET, {"slots": bucket, "row_words": words(name)}, array, self._fresh[name], inputs["kind"], inputs["reset"], words(name))
             program.enqueue()
-            d.call(
-                SLOT_COMMIT, {"slots": bucket, "row_words": words(MOVING)}, state[MOVING], outputs[f"{MOVING}.new"], inputs["active"], words(MOVING)
-            )  # fmt: skip
-            d.call(
-                KV_RING_WRITE, {"slots": bucket, "layers": layers, "row_words": row_words}, *(state[n] for n in RINGS), *(outputs[f"{n}.row"] for n in RINGS),
-                state[POS], inputs["active"], layers, window, row_words,
-            )  # fmt: skip
+            for name in (MOVING, POS):
+                d.copy(state[name].address, outputs[f"{name}.new"].address, state[name].bytes)
+            sizes = {"slots": bucket, "layers": layers, "row_words": row_words}
+            d.call(KV_RING_WRITE, sizes, *rings, *rows, outputs[AT], reset, layers, window, row_words)
             d.copy(pinned_out.ctypes.data, self._out.address, copied.size)
 
         views = given.views(pinned_in)
-        return CapturedStage(views["active"], views["reset"], views["kind"], views["x"], copied.views(pinned_out), work)
+        return CapturedStage(views["active"], views["reset"], views["x"], copied.views(pinned_out), work)
+
+    # -- stepping ------------------------------------------------------------------------------------------------------
+    def stage(self, slots: int) -> CapturedStage:
+        self.prepare(slots)
+        stage = self._stages[bucket_for(slots)][self._turn]
+        self._turn = 1 - self._turn
+        stage.clear()
+        return stage
+
+    def launch(self, stage: CapturedStage) -> None:
+        if stage.graph is not None:
+            self._device.launch(stage.graph)
+        else:
+            stage.work()
+        stage.mark = self._device.mark()
+
+    def wait(self, stage: CapturedStage) -> Outputs:
+        assert stage.mark is not None
+        self._device.wait(stage.mark)
+        return stage.out
+
+    # -- rows in and out, between steps --------------------------------------------------------------------------------
+    def write(self, row: int, state: State) -> None:
+        for name, value in self.layout.pack(state).items():
+            to = self._state[name].row(row)
+            self._luggage[: to.bytes] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            self._device.copy(to.address, self._luggage.ctypes.data, to.bytes)
+            self._device.wait(self._device.mark())
+
+    def read(self, row: int) -> State:
+        """A copy of a row of the state, [1, ...] each."""
+
+    def close(self) -> None: ...
+
+
+class Block:
+    """Tensors that lie together, so that one copy moves them: name → ([bucket, *shape], type)."""
+
+    def __init__(self, fields: dict[str, tuple[tuple[int, ...], Any]], bucket: int) -> None:
+        self.fields, self.offsets, self.size = {n: ((bucket, *s), np.dtype(t)) for n, (s, t) in fields.items()}, {}, 0
+        for name, (shape, dtype) in self.fields.items():
+            self.offsets[name] = self.size
+            self.size += -(-int(np.prod(shape)) * dtype.itemsize // ALIGN) * ALIGN
+
+    def on(self, memory: Array) -> dict[str, Array]:
+        """Where the tensors are on the device."""
+        return {n: Array(memory.address + self.offsets[n], shape, dtype) for n, (shape, dtype) in self.fields.items()}
+
+    def views(self, memory: NDArray[np.uint8]) -> Outputs:
+        """The tensors in host memory."""
+        return {n: np.frombuffer(memory, dtype, int(np.prod(shape)), self.offsets[n]).reshape(shape) for n, (shape, dtype) in self.fields.items()}
+
+
+@dataclass
+class CapturedStage(Stage):
+    out: Outputs
+    work: Callable[[], None]
+    graph: Graph | None = None
+    mark: Mark | None = None
+
+
+class CapturedStepper:
+    """plan(bucket): the engine of a batch size; first: the state of a fresh slot, [1, ...] each; mirror: what is new of the state is copied out too."""
+
+    def __init__(self, device: Device, plan: Callable[[int], bytes], layout: Layout, capacity: int, *, mirror: bool, kind: str = "tensorrt") -> None:
+        self._device, self._plan, self._mirror, self._kind = device, plan, mirror, kind
+        self._graphs = True
+        self.why = ""  # why there is no graph
+        most = bucket_for(capacity)
+        self.layout = layout
+        self._state = {n: device.alloc((most, *shape), dtype) for n, (shape, dtype) in self.layout.arrays.items()}
+        self._in = device.alloc((Block(self._inputs(), most).size,), np.uint8)
+        self._out = device.alloc((Block(self._outputs(), most).size,), np.uint8)
+        self._luggage = device.pinned(max(a.row(0).bytes for a in self._state.values()))
+        self._stages: dict[int, list[CapturedStage]] = {}
+        self._turn = 0
+        prefix = {n: v for n, v in layout.first.items() if n in layout.packs[FIXED]}
+        for row in range(capacity):
+            self.write(row, prefix)
+
+    @property
+    def how(self) -> str:
+        return f"{self._kind}, {'one graph a frame' if self._graphs else 'enqueued'}"
+
+    @property
+    def nodes(self) -> dict[int, int]:
+        """Launches and copies inside one graph launch, by bucket."""
+        return {bucket: stages[0].graph.nodes for bucket, stages in self._stages.items() if stages[0].graph}
+
+    def _inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        return {"active": ((), np.bool_), "reset": ((), np.bool_), "x": (SPECTRUM, np.float32)}
+
+    def _outputs(self, everything: bool = True) -> dict[str, tuple[tuple[int, ...], Any]]:
+        arrays = self.layout.arrays
+        rows = {f"{n}.row": ((arrays[n][0][0], *arrays[n][0][2:]), np.float32) for n in RINGS}
+        new = {f"{n}.new": arrays[n] for n in (MOVING, POS)}
+        return {"y": (SPECTRUM, np.float32), **({**new, **rows, AT: ((), np.int32)} if everything else {})}
+
+    # -- getting ready -------------------------------------------------------------------------------------------------
+    def prepare(self, slots: int) -> None:
+        bucket = bucket_for(slots)
+        if bucket in self._stages:
+            return
+        plan = self._plan(bucket)
+        stages = [self._make(bucket, plan) for _ in range(2)]
+        for stage in stages:
+            for _ in range(WARM_UPS):
+                stage.work()
+            self._device.wait(self._device.mark())
+            if self._graphs:
+                try:
+                    stage.graph = self._device.capture(stage.work)
+                except CaptureFailed as e:
+                    self._graphs, self.why = False, str(e)
+        self._stages[bucket] = stages
+
+    def _make(self, bucket: int, plan: bytes) -> CapturedStage:
+        d, program = self._device, self._device.load(plan)
+        given, made, copied = Block(self._inputs(), bucket), Block(self._outputs(), bucket), Block(self._outputs(self._mirror), bucket)
+        pinned_in, pinned_out = d.pinned(given.size), d.pinned(copied.size)  # what is copied out is the front of what is made
+        inputs, outputs = given.on(self._in), made.on(self._out)
+        state = {n: a.first(bucket) for n, a in self._state.items()}
+        for name, array in {**inputs, **state, **outputs}.items():
+            program.bind(name, array.address)
+        layers, window, *rest = state[RINGS[0]].shape[1:]
+        row_words = int(np.prod(rest))
+        rings, rows = [state[n] for n in RINGS], [outputs[f"{n}.row"] for n in RINGS]
+        reset = replace(inputs["reset"], dtype=np.dtype(np.uint8))
+
+        def work() -> None:
+            d.copy(self._in.address, pinned_in.ctypes.data, given.size)
+            program.enqueue()
+            for name in (MOVING, POS):
+                d.copy(state[name].address, outputs[f"{name}.new"].address, state[name].bytes)
+            sizes = {"slots": bucket, "layers": layers, "row_words": row_words}
+            d.call(KV_RING_WRITE, sizes, *rings, *rows, outputs[AT], reset, layers, window, row_words)
+            d.copy(pinned_out.ctypes.data, self._out.address, copied.size)
+
+        views = given.views(pinned_in)
+        return CapturedStage(views["active"], views["reset"], views["x"], copied.views(pinned_out), work)
 
     # -- stepping ------------------------------------------------------------------------------------------------------
     def stage(self, slots: int) -> CapturedStage:
