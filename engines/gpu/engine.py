@@ -9,46 +9,57 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..engine import F32, Engine, State, copy_state
-from .slots import DeviceSlots
+from .slots import MIRRORED, DeviceSlots
 from .stepper import Stepper
 
 STREAMS = 64  # rows that streams with host state share; who finds none is stepped on the CPU
 
 
-class Held(dict[str, "np.ndarray[tuple[int, ...], np.dtype[np.generic]]"]):
-    """A state whose rows `first` … are on the device too."""
+class Held(dict[str, NDArray[Any]]):
+    """A state that is on the device too, from row `first`."""
 
     first: int
 
 
 class GpuEngine:
-    """make(capacity): a stepper for so many slots. Thread-safe: streams of several threads take turns."""
+    """make(slots, mirror): a stepper for so many. Thread-safe: streams of several threads take turns.
 
-    def __init__(self, name: str, cpu: Engine, make: Callable[[int, bool], Stepper], why: tuple[str, ...] = ()) -> None:
-        self._device_name, self._cpu, self._make = name, cpu, make
+    name, how: what steps now; `why`: what was tried before, and what went wrong since, a line each.
+    """
+
+    def __init__(self, name: str, cpu: Engine, make: Callable[[int, bool], Stepper]) -> None:
+        self._name, self._cpu, self._make = name, cpu, make
         self.weights = cpu.weights
-        self.why = list(why)  # what was tried before, and what went wrong since
+        self.why: list[str] = []
         self._lock = threading.Lock()
-        self._streams = self.slots(STREAMS)
+        self._streams = self._slots(STREAMS)
+        self._streams.prepare(1)
         self._taken = np.zeros(STREAMS, np.bool_)
 
     @property
     def name(self) -> str:
-        return "onnx" if self._streams.lost else self._device_name
+        return "onnx" if self._streams.lost else self._name
+
+    @property
+    def how(self) -> str:
+        return self._streams.how
 
     def _fell(self, why: str) -> None:
-        self.why.append(f"{self._device_name}: lost ({why}); the CPU steps now")
+        self.why.append(f"{self._name}: lost ({why}); the CPU steps now")
+
+    def _slots(self, capacity: int) -> DeviceSlots:
+        return DeviceSlots(self._make(capacity, capacity <= MIRRORED), self._cpu, capacity, self._fell)
 
     def slots(self, capacity: int) -> DeviceSlots:
-        """Resident slots, ready for all of `capacity`."""
-        from .slots import MIRRORED
-
-        stepper = self._make(capacity, capacity <= MIRRORED)
-        slots = DeviceSlots(stepper, self._cpu, capacity, self._fell)
+        """Resident slots, everything ready for `capacity` of them."""
+        slots = self._slots(capacity)
+        slots.prepare(capacity)
         return slots
 
     def init_state(self, batch: int, task: str = "restore") -> State:
@@ -68,7 +79,9 @@ class GpuEngine:
     def _hold(self, state: State) -> Held | None:
         """The state on free rows that lie together, or None."""
         n = len(next(iter(state.values())))
-        free = np.convolve(~self._taken, np.ones(n, int), "valid") == n if n <= STREAMS else np.zeros(1, bool)
+        if n > STREAMS:
+            return None
+        free = np.convolve(~self._taken, np.ones(n, np.int64), "valid") == n
         if not free.any():
             return None
         first = int(np.argmax(free))

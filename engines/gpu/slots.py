@@ -18,7 +18,7 @@ from ..engine import F32, Engine, State
 from ..slots import HostSlots, Rows
 from .device import DeviceLost
 from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
-from .stepper import Outputs, Stage, Stepper, bucket_for
+from .stepper import BUCKETS, Outputs, Stage, Stepper, bucket_for
 
 MIRRORED = 256  # slots
 IN_FLIGHT = 2
@@ -109,12 +109,17 @@ class DeviceSlots:
         except DeviceLost as e:
             return self._fall_back(e).export(row)
 
-    def prepare(self) -> None:
-        """Everything `capacity` slots will need, before the first of them comes."""
-        bucket = 1
-        while not self.lost and bucket < 2 * self.capacity:
-            self._stepper.prepare(min(bucket, self.capacity))
-            bucket *= 2
+    def prepare(self, slots: int) -> None:
+        """Everything that up to `slots` rows need, before the first of them comes."""
+        for bucket in BUCKETS:
+            if not self.lost:
+                self._stepper.prepare(bucket)
+            if bucket >= slots:
+                return
+
+    @property
+    def how(self) -> str:
+        return f"onnxruntime, CPU (the device was lost: {self.lost})" if self.lost else self._stepper.how
 
     # -- inside --------------------------------------------------------------------------------------------------------
     def _finish(self, ticket: Ticket) -> F32:

@@ -26,7 +26,7 @@ from .device import Array, CaptureFailed, Device, Graph, Mark
 from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 
 ALIGN = 256  # bytes; what TensorRT asks of addresses
-BUCKETS = tuple(2**i for i in range(13))  # 1 ... 4,096
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 WARM_UPS = 3
 SPECTRUM = (HOPS_PER_FRAME, BINS - 1, 2)
 Outputs = dict[str, NDArray[Any]]
@@ -55,7 +55,9 @@ class Stage:
 class Stepper(Protocol):
     """Steps the first rows of the state it holds on a device."""
 
-    how: str  # "tensorrt, graph", for people
+    @property
+    def how(self) -> str:
+        """What steps, for people: "tensorrt fp16, one graph a frame"."""
 
     def prepare(self, slots: int) -> None:
         """Get the bucket of `slots` ready: load, warm up, capture. Slow the first time; leaves the state as it is."""
@@ -210,149 +212,6 @@ class CapturedStepper:
             self._luggage[: to.bytes] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
             self._device.copy(to.address, self._luggage.ctypes.data, to.bytes)
             self._device.wait(self._device.mark())
-
-    def read(self, row: int) -> State:
-        """A copy of a row of the state, [1, ...] each."""
-
-    def close(self) -> None: ...
-
-
-class Block:
-    """Tensors that lie together, so that one copy moves them: name → ([bucket, *shape], type)."""
-
-    def __init__(self, fields: dict[str, tuple[tuple[int, ...], Any]], bucket: int) -> None:
-        self.fields, self.offsets, self.size = {n: ((bucket, *s), np.dtype(t)) for n, (s, t) in fields.items()}, {}, 0
-        for name, (shape, dtype) in self.fields.items():
-            self.offsets[name] = self.size
-            self.size += -(-int(np.prod(shape)) * dtype.itemsize // ALIGN) * ALIGN
-
-    def on(self, memory: Array) -> dict[str, Array]:
-        """Where the tensors are on the device."""
-        return {n: Array(memory.address + self.offsets[n], shape, dtype) for n, (shape, dtype) in self.fields.items()}
-
-    def views(self, memory: NDArray[np.uint8]) -> Outputs:
-        """The tensors in host memory."""
-        return {n: np.frombuffer(memory, dtype, int(np.prod(shape)), self.offsets[n]).reshape(shape) for n, (shape, dtype) in self.fields.items()}
-
-
-@dataclass
-class CapturedStage(Stage):
-    out: Outputs
-    work: Callable[[], None]
-    graph: Graph | None = None
-    mark: Mark | None = None
-
-
-class CapturedStepper:
-    """plan(bucket): the engine of a batch size; first: the state of a fresh slot, [1, ...] each; mirror: what is new of the state is copied out too."""
-
-    def __init__(self, device: Device, plan: Callable[[int], bytes], layout: Layout, capacity: int, *, mirror: bool, kind: str = "tensorrt") -> None:
-        self._device, self._plan, self._mirror, self._kind = device, plan, mirror, kind
-        self._graphs = True
-        self.why = ""  # why there is no graph
-        most = bucket_for(capacity)
-        self.layout = layout
-        self._state = {n: device.alloc((most, *shape), dtype) for n, (shape, dtype) in self.layout.arrays.items()}
-        self._in = device.alloc((Block(self._inputs(), most).size,), np.uint8)
-        self._out = device.alloc((Block(self._outputs(), most).size,), np.uint8)
-        self._luggage = device.pinned(max(a.row(0).bytes for a in self._state.values()))
-        self._stages: dict[int, list[CapturedStage]] = {}
-        self._turn = 0
-        prefix = {n: v for n, v in layout.first.items() if n in layout.packs[FIXED]}
-        for row in range(capacity):
-            self.write(row, prefix)
-
-    @property
-    def how(self) -> str:
-        return f"{self._kind}, {'one graph a frame' if self._graphs else 'enqueued'}"
-
-    @property
-    def nodes(self) -> dict[int, int]:
-        """Launches and copies inside one graph launch, by bucket."""
-        return {bucket: stages[0].graph.nodes for bucket, stages in self._stages.items() if stages[0].graph}
-
-    def _inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        return {"active": ((), np.bool_), "reset": ((), np.bool_), "x": (SPECTRUM, np.float32)}
-
-    def _outputs(self, everything: bool = True) -> dict[str, tuple[tuple[int, ...], Any]]:
-        arrays = self.layout.arrays
-        rows = {f"{n}.row": ((arrays[n][0][0], *arrays[n][0][2:]), np.float32) for n in RINGS}
-        new = {f"{n}.new": arrays[n] for n in (MOVING, POS)}
-        return {"y": (SPECTRUM, np.float32), **({**new, **rows, AT: ((), np.int32)} if everything else {})}
-
-    # -- getting ready -------------------------------------------------------------------------------------------------
-    def prepare(self, slots: int) -> None:
-        bucket = bucket_for(slots)
-        if bucket in self._stages:
-            return
-        plan = self._plan(bucket)
-        stages = [self._make(bucket, plan) for _ in range(2)]
-        for stage in stages:
-            for _ in range(WARM_UPS):
-                stage.work()
-            self._device.wait(self._device.mark())
-            if self._graphs:
-                try:
-                    stage.graph = self._device.capture(stage.work)
-                except CaptureFailed as e:
-                    self._graphs, self.why = False, str(e)
-        self._stages[bucket] = stages
-
-    def _make(self, bucket: int, plan: bytes) -> CapturedStage:
-        d, program = self._device, self._device.load(plan)
-        given, made, copied = Block(self._inputs(), bucket), Block(self._outputs(), bucket), Block(self._outputs(self._mirror), bucket)
-        pinned_in, pinned_out = d.pinned(given.size), d.pinned(copied.size)  # what is copied out is the front of what is made
-        inputs, outputs = given.on(self._in), made.on(self._out)
-        state = {n: a.first(bucket) for n, a in self._state.items()}
-        for name, array in {**inputs, **state, **outputs}.items():
-            program.bind(name, array.address)
-        layers, window, *rest = state[RINGS[0]].shape[1:]
-        row_words = int(np.prod(rest))
-        rings, rows = [state[n] for n in RINGS], [outputs[f"{n}.row"] for n in RINGS]
-        reset = replace(inputs["reset"], dtype=np.dtype(np.uint8))
-
-        def work() -> None:
-            d.copy(self._in.address, pinned_in.ctypes.data, given.size)
-            program.enqueue()
-            for name in (MOVING, POS):
-                d.copy(state[name].address, outputs[f"{name}.new"].address, state[name].bytes)
-            sizes = {"slots": bucket, "layers": layers, "row_words": row_words}
-            d.call(KV_RING_WRITE, sizes, *rings, *rows, outputs[AT], reset, layers, window, row_words)
-            d.copy(pinned_out.ctypes.data, self._out.address, copied.size)
-
-        views = given.views(pinned_in)
-        return CapturedStage(views["active"], views["reset"], views["x"], copied.views(pinned_out), work)
-
-    # -- stepping ------------------------------------------------------------------------------------------------------
-    def stage(self, slots: int) -> CapturedStage:
-        self.prepare(slots)
-        stage = self._stages[bucket_for(slots)][self._turn]
-        self._turn = 1 - self._turn
-        stage.clear()
-        return stage
-
-    def launch(self, stage: CapturedStage) -> None:
-        if stage.graph is not None:
-            self._device.launch(stage.graph)
-        else:
-            stage.work()
-        stage.mark = self._device.mark()
-
-    def wait(self, stage: CapturedStage) -> Outputs:
-        assert stage.mark is not None
-        self._device.wait(stage.mark)
-        return stage.out
-
-    # -- rows in and out, between steps --------------------------------------------------------------------------------
-    def _put(self, arrays: dict[str, Array], row: int, state: State) -> None:
-        for name, value in self.layout.pack(state).items():
-            to = arrays[name].row(row)
-            self._luggage[: to.bytes] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-            self._device.copy(to.address, self._luggage.ctypes.data, to.bytes)
-            self._device.wait(self._device.mark())
-
-    def write(self, row: int, state: State) -> None:
-        self._put(self._state, row, state)
 
     def read(self, row: int) -> State:
         arrays: State = {}
