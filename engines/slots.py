@@ -1,7 +1,7 @@
 """Resident slots: the rows of a batched state kept by the engine instead of handed back and forth, for whoever steps many streams together.
 
 `open_slots(engine, capacity)` asks the engine for its own (on a GPU the state never leaves the device) and keeps the rows in host arrays for
-engines that have none. Both behave the same; not thread-safe, the owner's one thread steps.
+engines that have none. Both behave the same. One thread attaches and steps; `export` may be called from another for a row that is not stepping.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ class Slots(Protocol):
 
     max_batch: int  # rows a step that still make a row cheaper
 
+    def prepare(self, slots: int) -> None:
+        """Get everything ready that up to `slots` rows need, before the first stream comes."""
+
     def attach(self, row: int, task: str = "restore", state: State | None = None) -> None:
         """The row starts afresh in `task`, or goes on from `state` ([1, ...] each), whoever had it before."""
 
@@ -29,6 +32,9 @@ class Slots(Protocol):
 
     def export(self, row: int) -> State:
         """A copy of the row's state, [1, ...] each."""
+
+    def close(self) -> None:
+        """Give the memory back; no step follows."""
 
 
 class HostSlots:
@@ -46,6 +52,9 @@ class HostSlots:
             self._first[task] = self._engine.init_state(1, task)
         return self._first[task]
 
+    def prepare(self, slots: int) -> None:
+        return
+
     def attach(self, row: int, task: str = "restore", state: State | None = None) -> None:
         for name, value in (state or self._fresh(task)).items():
             self.rows[name][row] = value[0]
@@ -62,6 +71,9 @@ class HostSlots:
 
     def export(self, row: int) -> State:
         return {k: v[row : row + 1].copy() for k, v in self.rows.items()}
+
+    def close(self) -> None:
+        return
 
 
 def open_slots(engine: Engine, capacity: int) -> Slots:

@@ -8,35 +8,37 @@ from pathlib import Path
 
 from ..engine import Engine, EngineError
 from ..onnx_engine import OnnxEngine
+from . import cuda, trt
 from .device import DeviceLost
 from .engine import GpuEngine
 from .layout import Layout
 from .lower import Precision
+from .plans import Plans
 from .stepper import CapturedStepper, Stepper
 
 PRECISION: Precision = "fp16"
 
 
-def open_tensorrt(
-    weights: Path, threads: int = 1, precision: Precision = PRECISION, progress: Callable[[int, float], None] = lambda bucket, share: None
-) -> GpuEngine:
-    """TensorRT on the first GPU; engines that are not in the cache are built. EngineError with what is missing."""
-    from . import cuda, trt
-    from .plans import Plans
+def plans_for(
+    weights: Path, precision: Precision, capability: tuple[int, int] | None, progress: Callable[[int, float], None] = lambda bucket, share: None
+) -> Plans:
+    """The engines for a GPU of this compute capability, None for any that the package can build for. EngineError without TensorRT."""
+    layout = Layout(OnnxEngine(weights).init_state(1))
+    return Plans(weights / "model.onnx", layout, precision, trt.TrtBuilder(capability), progress)
 
-    capability = cuda.capability()
-    trt.module()
-    cpu = OnnxEngine(weights, threads)
-    layout = Layout(cpu.init_state(1))
-    plans = Plans(weights / "model.onnx", layout, precision, trt.TrtBuilder(capability), progress)
+
+def open_tensorrt(weights: Path, threads: int = 1, precision: Precision = PRECISION, graphs: bool = True) -> GpuEngine:
+    """TensorRT on the first GPU; engines that are not in the cache are built. EngineError with what is missing."""
+    plans = plans_for(weights, precision, cuda.capability())
+    kind = f"{trt.module().__name__} {precision}"
 
     def make(capacity: int, mirror: bool) -> Stepper:
-        return CapturedStepper(cuda.CudaDevice(), plans, layout, capacity, mirror=mirror, kind=f"{trt.module().__name__} {precision}")
+        return CapturedStepper(cuda.CudaDevice(), plans, plans.layout, capacity, mirror=mirror, kind=kind, graphs=graphs)
 
-    return _opened("tensorrt", cpu, make)
+    return _opened("tensorrt", OnnxEngine(weights, threads), make)
 
 
-def open_torch(weights: Path, threads: int = 1, precision: Precision = PRECISION) -> GpuEngine:
+def open_torch(weights: Path, threads: int = 1, precision: Precision = PRECISION, graphs: bool = True) -> GpuEngine:
     """PyTorch on the first GPU. EngineError with what is missing."""
     try:
         import torch
@@ -50,14 +52,17 @@ def open_torch(weights: Path, threads: int = 1, precision: Precision = PRECISION
     layout = Layout(cpu.init_state(1))
 
     def make(capacity: int, mirror: bool) -> Stepper:
-        return TorchStepper(weights, layout, capacity, mirror=mirror, precision=precision)
+        return TorchStepper(weights, layout, capacity, mirror=mirror, precision=precision, graphs=graphs)
 
     return _opened("torch-cuda", cpu, make)
 
 
 def _opened(name: str, cpu: Engine, make: Callable[[int, bool], Stepper]) -> GpuEngine:
     try:
-        return GpuEngine(name, cpu, make)
+        engine = GpuEngine(name, cpu, make)
+        if engine.lost:
+            raise DeviceLost(engine.lost)
+        return engine
     except DeviceLost as e:
         raise EngineError(f"the GPU fails at the first step: {e}") from None
 

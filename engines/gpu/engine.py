@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import F32, Engine, State, copy_state
+from ..slots import HostSlots, Slots
 from .slots import MIRRORED, DeviceSlots
 from .stepper import Stepper
 
@@ -37,30 +38,31 @@ class GpuEngine:
         self._name, self._cpu, self._make = name, cpu, make
         self.weights = cpu.weights
         self.why: list[str] = []
+        self.lost = ""
         self._lock = threading.Lock()
-        self._streams = self._slots(STREAMS)
+        self._streams = self._on_device(STREAMS)
         self._streams.prepare(1)
         self._taken = np.zeros(STREAMS, np.bool_)
 
     @property
     def name(self) -> str:
-        return "onnx" if self._streams.lost else self._name
+        return "onnx" if self.lost else self._name
 
     @property
     def how(self) -> str:
-        return self._streams.how
+        return f"onnxruntime, CPU ({self._name} was lost)" if self.lost else self._streams.how
 
     def _fell(self, why: str) -> None:
-        self.why.append(f"{self._name}: lost ({why}); the CPU steps now")
+        if not self.lost:
+            self.lost = why
+            self.why.append(f"{self._name}: lost ({why}); the CPU steps now")
 
-    def _slots(self, capacity: int) -> DeviceSlots:
+    def slots(self, capacity: int) -> Slots:
+        """Resident slots; on the CPU once the device is lost."""
+        return HostSlots(self._cpu, capacity) if self.lost else self._on_device(capacity)
+
+    def _on_device(self, capacity: int) -> DeviceSlots:
         return DeviceSlots(self._make(capacity, capacity <= MIRRORED), self._cpu, capacity, self._fell)
-
-    def slots(self, capacity: int) -> DeviceSlots:
-        """Resident slots, everything ready for `capacity` of them."""
-        slots = self._slots(capacity)
-        slots.prepare(capacity)
-        return slots
 
     def init_state(self, batch: int, task: str = "restore") -> State:
         return self._cpu.init_state(batch, task)

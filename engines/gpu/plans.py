@@ -31,8 +31,8 @@ class Plans:
     def __init__(
         self, model: Path, layout_: Layout, precision: Precision, builder: Builder, progress: Callable[[int, float], None] = lambda bucket, share: None
     ) -> None:
-        self.precision, self.builder = precision, builder
-        self._model, self._layout, self._progress = model, layout_, progress
+        self.precision, self.builder, self.layout = precision, builder, layout_
+        self._model, self._progress = model, progress
         self._held: dict[int, bytes] = {}
         code = b"".join(Path(str(m.__file__)).read_bytes() for m in (lower, layout))
         self._made_of = (model.read_bytes(), code, ort.__version__.encode(), builder.tag.encode(), precision.encode())
@@ -55,7 +55,7 @@ class Plans:
             key, path = self._key(bucket), self.path(bucket)
             plan = cache.load(path, key)
             if plan is None:
-                onnx = lower.lower(self._model, self._layout, bucket, self.precision)
+                onnx = lower.lower(self._model, self.layout, bucket, self.precision)
                 plan = self.builder.build(onnx, lambda share: self._progress(bucket, share))
                 cache.store(path, key, plan)
             self._held[bucket] = plan

@@ -7,6 +7,7 @@ Beyond that the copies would cost more than the step, and no CPU could take the 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,7 +36,10 @@ class Ticket:
 
 
 class DeviceSlots:
-    """`Slots` on a `Stepper`. `step` is `collect(submit(...))`; two steps may be under way. fallen(why): called once, when the device is lost."""
+    """`Slots` on a `Stepper`. `step` is `collect(submit(...))`; two steps may be under way. fallen(why): called once, when the device is lost.
+
+    Thread-safe, so that `export` may come from another thread.
+    """
 
     max_batch = 4096
 
@@ -51,8 +55,13 @@ class DeviceSlots:
         self.host = HostSlots(cpu, capacity) if capacity <= MIRRORED else None
         self.lost = ""  # why the CPU steps now
         self.fallback_s = 0.0  # what taking over cost
+        self._lock = threading.RLock()
 
     def attach(self, row: int, task: str = "restore", state: State | None = None) -> None:
+        with self._lock:
+            self._attach(row, task, state)
+
+    def _attach(self, row: int, task: str, state: State | None) -> None:
         for ticket in self._flight:  # what is under way belongs to who was there before
             self._finish(ticket)
         self._task[row] = task
@@ -73,18 +82,22 @@ class DeviceSlots:
 
     def submit(self, rows: Rows, x: F32) -> Ticket:
         """Start a step; x must stay as it is until `collect`. ValueError when two are under way."""
+        with self._lock:
+            return self._submit(Ticket(rows, x, None))
+
+    def _submit(self, ticket: Ticket) -> Ticket:
         if len(self._flight) == IN_FLIGHT:
             raise ValueError("two steps are under way; collect the first one")
-        ticket = Ticket(rows, x, None)
         self._flight.append(ticket)
         if self.lost:
             self._on_host(ticket)
             return ticket
         try:
+            rows = ticket.rows
             stage = self._stepper.stage(int(rows[-1]) + 1)
             stage.active[rows] = True
             stage.reset[rows] = self._begins[rows]
-            stage.x[rows] = x
+            stage.x[rows] = ticket.x
             self._begins[rows] = False
             ticket.stage = stage
             self._stepper.launch(stage)
@@ -94,12 +107,17 @@ class DeviceSlots:
 
     def collect(self, ticket: Ticket) -> F32:
         """The result of the oldest step under way. [n, 2, 480, 2]"""
-        assert ticket is self._flight[0], "steps are collected in order"
-        y = self._finish(ticket)
-        self._flight.popleft()
-        return y
+        with self._lock:
+            assert ticket is self._flight[0], "steps are collected in order"
+            y = self._finish(ticket)
+            self._flight.popleft()
+            return y
 
     def export(self, row: int) -> State:
+        with self._lock:
+            return self._export(row)
+
+    def _export(self, row: int) -> State:
         if self.host:
             return self.host.export(row)
         if self._begins[row]:
@@ -117,9 +135,13 @@ class DeviceSlots:
             if bucket >= slots:
                 return
 
+    def close(self) -> None:
+        if not self.lost:
+            self._stepper.close()
+
     @property
     def how(self) -> str:
-        return f"onnxruntime, CPU (the device was lost: {self.lost})" if self.lost else self._stepper.how
+        return self._stepper.how
 
     # -- inside --------------------------------------------------------------------------------------------------------
     def _finish(self, ticket: Ticket) -> F32:

@@ -106,12 +106,14 @@ class CapturedStage(Stage):
 
 
 class CapturedStepper:
-    """plan(bucket): the engine of a batch size; first: the state of a fresh slot, [1, ...] each; mirror: what is new of the state is copied out too."""
+    """plan(bucket): the engine of a batch size; mirror: what is new of the state is copied out too; graphs: whether to capture."""
 
-    def __init__(self, device: Device, plan: Callable[[int], bytes], layout: Layout, capacity: int, *, mirror: bool, kind: str = "tensorrt") -> None:
+    def __init__(
+        self, device: Device, plan: Callable[[int], bytes], layout: Layout, capacity: int, *, mirror: bool, kind: str = "tensorrt", graphs: bool = True
+    ) -> None:
         self._device, self._plan, self._mirror, self._kind = device, plan, mirror, kind
-        self._graphs = True
-        self.why = ""  # why there is no graph
+        self._graphs = graphs
+        self.why = ""  # why a graph could not be
         most = bucket_for(capacity)
         self.layout = layout
         self._state = {n: device.alloc((most, *shape), dtype) for n, (shape, dtype) in self.layout.arrays.items()}
@@ -126,7 +128,7 @@ class CapturedStepper:
 
     @property
     def how(self) -> str:
-        return f"{self._kind}, {'one graph a frame' if self._graphs else 'enqueued'}"
+        return f"{self._kind}, {'one graph a frame' if self._graphs else 'enqueued'}{f' ({self.why})' if self.why else ''}"
 
     @property
     def nodes(self) -> dict[int, int]:

@@ -37,11 +37,13 @@ class TorchStage(Stage):
 class TorchStepper:
     """folder: weights. EngineError is for the caller to raise; DeviceLost when the GPU fails."""
 
-    def __init__(self, folder: Path, layout: Layout, capacity: int, *, mirror: bool, precision: Precision = "fp32", device: str = "cuda") -> None:
+    def __init__(
+        self, folder: Path, layout: Layout, capacity: int, *, mirror: bool, precision: Precision = "fp32", device: str = "cuda", graphs: bool = True
+    ) -> None:
         self._device, self._mirror, self._precision = torch.device(device), mirror, precision
         self._cuda = self._device.type == "cuda"
-        self._graphs = self._cuda
-        self.why = "" if self._cuda else "no graphs on a CPU"
+        self._graphs = self._cuda and graphs
+        self.why = ""  # why a graph could not be
         self.layout = layout
         self._model = load_weights(folder).to(self._device)
         most = bucket_for(capacity)
@@ -56,7 +58,7 @@ class TorchStepper:
 
     @property
     def how(self) -> str:
-        return f"torch {torch.__version__}, {'one graph a frame' if self._graphs else 'eager'}"
+        return f"torch {torch.__version__}, {self._precision}, {'one graph a frame' if self._graphs else 'eager'}{f' ({self.why})' if self.why else ''}"
 
     def _here(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
