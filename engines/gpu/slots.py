@@ -46,7 +46,7 @@ class DeviceSlots:
     def __init__(self, stepper: Stepper, cpu: Engine, capacity: int, fallen: Callable[[str], None] = lambda why: None) -> None:
         bucket_for(capacity)
         self.capacity = capacity
-        self._stepper, self._cpu, self._fallen = stepper, cpu, fallen
+        self.stepper, self._cpu, self._fallen = stepper, cpu, fallen
         self._layout = Layout(cpu.init_state(1))
         self._task = ["restore"] * capacity
         self._pinned = ["restore"] * capacity  # whose prefix the row holds on the device; "" for luggage
@@ -73,7 +73,7 @@ class DeviceSlots:
         pinned = self._cpu.init_state(1, task)
         self._pinned[row] = "" if state else task
         try:
-            self._stepper.write(row, state or {n: pinned[n] for n in self._layout.packs[FIXED]})
+            self.stepper.write(row, state or {n: pinned[n] for n in self._layout.packs[FIXED]})
         except DeviceLost as e:
             self._fall_back(e)
 
@@ -94,13 +94,13 @@ class DeviceSlots:
             return ticket
         try:
             rows = ticket.rows
-            stage = self._stepper.stage(int(rows[-1]) + 1)
+            stage = self.stepper.stage(int(rows[-1]) + 1)
             stage.active[rows] = True
             stage.reset[rows] = self._begins[rows]
             stage.x[rows] = ticket.x
             self._begins[rows] = False
             ticket.stage = stage
-            self._stepper.launch(stage)
+            self.stepper.launch(stage)
         except DeviceLost as e:
             self._fall_back(e)
         return ticket
@@ -123,7 +123,7 @@ class DeviceSlots:
         if self._begins[row]:
             return self._cpu.init_state(1, self._task[row])
         try:
-            return self._stepper.read(row)
+            return self.stepper.read(row)
         except DeviceLost as e:
             return self._fall_back(e).export(row)
 
@@ -131,23 +131,23 @@ class DeviceSlots:
         """Everything that up to `slots` rows need, before the first of them comes."""
         for bucket in BUCKETS:
             if not self.lost:
-                self._stepper.prepare(bucket)
+                self.stepper.prepare(bucket)
             if bucket >= slots:
                 return
 
     def close(self) -> None:
         if not self.lost:
-            self._stepper.close()
+            self.stepper.close()
 
     @property
     def how(self) -> str:
-        return self._stepper.how
+        return self.stepper.how
 
     # -- inside --------------------------------------------------------------------------------------------------------
     def _finish(self, ticket: Ticket) -> F32:
         if ticket.y is None:
             try:
-                out = self._stepper.wait(ticket.stage)
+                out = self.stepper.wait(ticket.stage)
                 ticket.y = out["y"][ticket.rows]
                 if self.host:
                     self._reflect(ticket.rows, out)
@@ -174,7 +174,7 @@ class DeviceSlots:
             for row, task in enumerate(self._task):
                 if task != "restore":
                     self.host.attach(row, task)
-        self._stepper.close()
+        self.stepper.close()
         for ticket in self._flight:
             if ticket.y is None:
                 self._on_host(ticket)

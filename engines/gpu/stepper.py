@@ -10,6 +10,7 @@ may happen at any time. All runs in one stream, so the graphs share their blocks
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 ALIGN = 256  # bytes; what TensorRT asks of addresses
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 WARM_UPS = 3
+COPIED, COPIES = 256 * 2**20, 10  # bytes and copies of a measurement of bandwidth: beyond any cache
 SPECTRUM = (HOPS_PER_FRAME, BINS - 1, 2)
 Outputs = dict[str, NDArray[Any]]
 
@@ -58,6 +60,13 @@ class Stepper(Protocol):
     @property
     def how(self) -> str:
         """What steps, for people: "tensorrt fp16, one graph a frame"."""
+
+    @property
+    def nodes(self) -> dict[int, int]:
+        """Launches and copies that one launch of a graph stands for, by bucket; buckets without a graph are not there."""
+
+    def bandwidth(self) -> float:
+        """Bytes a second that a copy inside the device's memory reads and writes, measured; 0 where that means nothing."""
 
     def prepare(self, slots: int) -> None:
         """Get the bucket of `slots` ready: load, warm up, capture. Slow the first time; leaves the state as it is."""
@@ -132,7 +141,6 @@ class CapturedStepper:
 
     @property
     def nodes(self) -> dict[int, int]:
-        """Launches and copies inside one graph launch, by bucket."""
         return {bucket: stages[0].graph.nodes for bucket, stages in self._stages.items() if stages[0].graph}
 
     def _inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -223,6 +231,17 @@ class CapturedStepper:
             self._device.wait(self._device.mark())
             arrays[name] = self._luggage[: source.bytes].copy().view(source.dtype).reshape(source.shape)
         return self.layout.unpack(arrays)
+
+    def bandwidth(self) -> float:
+        memory = self._device.alloc((2 * COPIED,), np.uint8)
+        seconds = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            for _ in range(COPIES):
+                self._device.copy(memory.address, memory.address + COPIED, COPIED)
+            self._device.wait(self._device.mark())
+            seconds.append(time.perf_counter() - begin)
+        return 2 * COPIED * COPIES / min(seconds)
 
     def close(self) -> None:
         self._stages.clear()

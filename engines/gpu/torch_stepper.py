@@ -6,6 +6,7 @@ The same `Stepper` as `stepper.CapturedStepper`: masks, state in place, pinned b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ..export import load_weights
 from .device import CaptureFailed, DeviceLost
 from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 from .lower import LARGEST, Precision
-from .stepper import SPECTRUM, WARM_UPS, Outputs, Stage, bucket_for
+from .stepper import COPIED, COPIES, SPECTRUM, WARM_UPS, Outputs, Stage, bucket_for
 
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -120,7 +121,8 @@ class TorchStepper:
             for name, p in self.layout.packs[pack].items():
                 named[name] = tensor[:, p.offset : p.offset + p.words].reshape(b, *p.shape)
         half = torch.autocast(self._device.type, KINDS[self._precision], cache_enabled=False) if self._precision in KINDS else nullcontext()
-        with half:
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if self._cuda and self._precision == "fp32" else nullcontext()
+        with half, exact:
             y, new, *rows = self._model.step_rows(x, named)
         after = torch.cat([new[n].float().reshape(b, -1) for n in self.layout.packs[MOVING]], 1)
         state[MOVING].copy_(torch.where(active[:, None], after, moving))
@@ -175,6 +177,24 @@ class TorchStepper:
     def read(self, row: int) -> State:
         with self._guard(), self._here():
             return self.layout.unpack({n: t[row : row + 1].cpu().numpy().copy() for n, t in self._state.items()})
+
+    @property
+    def nodes(self) -> dict[int, int]:
+        return {}  # PyTorch does not say
+
+    def bandwidth(self) -> float:
+        if not self._cuda:
+            return 0.0
+        memory = torch.empty(2, COPIED, dtype=torch.uint8, device=self._device)
+        seconds = []
+        with self._guard(), self._here():
+            for _ in range(5):
+                begin = time.perf_counter()
+                for _ in range(COPIES):
+                    memory[0].copy_(memory[1])
+                self._settle()
+                seconds.append(time.perf_counter() - begin)
+        return 2 * COPIED * COPIES / min(seconds)
 
     def close(self) -> None:
         self._stages.clear()

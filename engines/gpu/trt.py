@@ -75,6 +75,8 @@ class TrtBuilder:
         if not parser.parse(onnx):
             raise EngineError(f"{trt.__name__} cannot read the model: {parser.get_error(0).desc()}")
         config = builder.create_builder_config()
+        if hasattr(trt.BuilderFlag, "TF32"):
+            config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
         config.progress_monitor = _monitor(trt, progress)
         if self._here and hasattr(config, "set_compute_capability"):
             config.num_compute_capabilities = 1
