@@ -8,13 +8,11 @@ extern "C" __global__ void __launch_bounds__(256) kv_ring_write(
     int here = at[slot];
     bool on = here >= 0 && here < window;
     size_t ring = place * window * row_words, row = place * row_words;
-    if (reset[slot])
-        for (int i = threadIdx.x; i < window * row_words; i += blockDim.x) {
-            int j = i - here * row_words;  // inside the row written now: below
-            if (on && j >= 0 && j < row_words) continue;
-            k[ring + i] = 0;
-            v[ring + i] = 0;
-        }
+    if (reset[slot]) {
+        int written = (on ? here : window) * row_words;  // left out: the row that follows
+        for (int i = threadIdx.x; i < window * row_words; i += blockDim.x)
+            if (i < written || i >= written + row_words) k[ring + i] = v[ring + i] = 0;
+    }
     if (!on) return;
     ring += static_cast<size_t>(here) * row_words;
     for (int i = threadIdx.x; i < row_words; i += blockDim.x) {

@@ -53,7 +53,8 @@ def mulaw_encode(sample: Any) -> Any:
 
 def rounded(x: Any) -> Any:
     """float32 of full scale 1.0 → int32 in the range of int16"""
-    return np.clip(np.rint(np.nan_to_num(x, nan=0.0) * np.float32(32768)), -32768, 32767).astype(np.int32)
+    limited = np.clip(np.where(np.isnan(x), np.float32(0), x), -1, 1)
+    return np.minimum(np.rint(limited * np.float32(32768)), 32767).astype(np.int32)
 
 
 def to_slots(block: Any, slot: Any, samples: Any, pcm: Any, *, mulaw: bool) -> None:

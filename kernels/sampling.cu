@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(1024) depth_sample(
     __shared__ int chosen;
     size_t slot = blockIdx.x;
     if (!active[slot]) return;
-    int code = threadIdx.x, lane = code & 31, warp = code >> 5;
+    int code = threadIdx.x, lane = code & 31, warp = code >> 5, warps = blockDim.x >> 5;
     bool allowed = code < codes;
     float score = allowed ? logits[slot * codes + code] : -INFINITE, heat = temperature[slot];
     score = isnan(score) ? -INFINITE : score + 0.0f;  // no negative zero: its key would differ
@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(1024) depth_sample(
     if (lane == 0) found[warp] = best;
     __syncthreads();
     if (warp == 0) {
-        best = warp_best(lane < blockDim.x >> 5 ? found[lane] : Best{-INFINITE, NO_CODE});
+        best = warp_best(lane < warps ? found[lane] : Best{-INFINITE, NO_CODE});
         if (lane == 0) {
             chosen = best.code;
             token[slot * layers + layer] = best.code;

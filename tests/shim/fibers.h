@@ -47,6 +47,12 @@ inline bool release(unsigned first, unsigned last, Waiting what) {
     return any;
 }
 
+inline void resume(unsigned t, uint3 block) {
+    current = t, blockIdx = block;
+    threadIdx = {t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
+    swapcontext(&scheduler, &fibers[t].context);
+}
+
 inline void run_block(uint3 block, std::function<void()> work) {
     unsigned n = threads();
     body = std::move(work);
@@ -58,17 +64,16 @@ inline void run_block(uint3 block, std::function<void()> work) {
         f.context.uc_stack.ss_sp = f.stack.get(), f.context.uc_stack.ss_size = STACK_BYTES, f.context.uc_link = &scheduler;
         makecontext(&f.context, entry, 0);
     }
-    std::vector<unsigned> turns = order(n);
+    std::vector<unsigned> warps = order((n + 31) / 32), lanes = order(32);
     for (;;) {
         bool moved = false, alive = false;
-        for (unsigned t : turns)
-            if (fibers[t].waiting == RUNS) {
-                current = t;
-                threadIdx = {t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)}, blockIdx = block;
-                swapcontext(&scheduler, &fibers[t].context);
-                moved = true;
-            }
-        for (unsigned t = 0; t < n; t += 32) moved |= release(t, t + 32 < n ? t + 32 : n, AT_WARP);
+        for (unsigned w : warps) {  // each warp as far as it gets before the next one starts: what lacks a barrier shows
+            unsigned first = w * 32, last = first + 32 < n ? first + 32 : n;
+            do
+                for (unsigned l : lanes)
+                    if (first + l < last && fibers[first + l].waiting == RUNS) resume(first + l, block), moved = true;
+            while (release(first, last, AT_WARP));
+        }
         moved |= release(0, n, AT_BLOCK);
         for (Fiber& f : fibers) alive |= f.waiting != ENDED;
         if (!alive) return;

@@ -1,5 +1,6 @@
 // Runs one launch: argv[1] names the kernel; the launch and its arguments come on standard input, arrays go back on standard output.
-// In:  7 x u32 grid, block, shared bytes; u32 count; then each argument: u32 is_array, u32 bytes, the bytes. ENTRIES lists the kernels.
+// In:  7 x u32 grid, block, shared bytes; u32 count; then each argument: u32 is_array, u32 bytes, the bytes. ENTRIES
+// lists the kernels, BROKEN_ENTRIES the controls: kernels that lack one barrier.
 #include "host_shim.h"
 #include "sources.inc"
 
@@ -39,7 +40,10 @@ int main(int, char** argv) {
     bool known = false;
 #define ENTRY(name) \
     if (argv[1] == std::string(#name)) known = true, shim::launch(name, grid, block, launch[6], addresses.data());
+#define BROKEN(space, name) \
+    if (argv[1] == std::string(#space "/" #name)) known = true, shim::launch(space::name, grid, block, launch[6], addresses.data());
     ENTRIES
+    BROKEN_ENTRIES
     if (!known) return 2;
     for (Argument& a : arguments)
         if (a.is_array && std::fwrite(a.data, 1, a.bytes, stdout) != a.bytes) return 2;
