@@ -43,7 +43,7 @@ def run(console: Console, *, engine: str, seconds: float, streams: tuple[int, ..
             else:
                 missing.append(found)
     if not timings:
-        raise EngineError("no GPU engine here: " + "; ".join(missing))
+        raise EngineError("no GPU engine here: " + "; ".join(dict.fromkeys(line.partition(": ")[2] for line in missing)))
     most = carried(timings)
     if as_json:
         doc: dict[str, Any] = {"engine": engine, "rows": [t.to_dict() for t in timings], "missing": missing, "streams_below_a_frame": most}

@@ -15,28 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voicewire.kernels import Kernel, KernelError
+from voicewire.kernels import Kernel, KernelError, launch
 
 from ..engine import EngineError
 from . import trt
 from .device import Array, CaptureFailed, DeviceLost, Graph, Mark
 
 MARKS = 8  # events that take turns; two steps under way need two
-_SCALARS = {"int32": ctypes.c_int32, "int64": ctypes.c_int64, "uint32": ctypes.c_uint32, "uint64": ctypes.c_uint64, "float32": ctypes.c_float}
 
 
-def bindings() -> tuple[Any, Any]:
-    """cuda-python's runtime and driver modules. EngineError where they are not installed."""
+def bindings() -> Any:
+    """cuda-python's runtime module. EngineError where it is not installed."""
     try:
-        from cuda.bindings import driver, runtime
+        from cuda.bindings import runtime
     except ImportError:
         raise EngineError("no cuda-python: pip install 'voicewire[gpu]'") from None
-    return runtime, driver
+    return runtime
 
 
 def capability(ordinal: int = 0) -> tuple[int, int]:
     """Compute capability of a GPU, (9, 0) for Hopper. EngineError where there is none."""
-    runtime, _ = bindings()
+    runtime = bindings()
     attribute = runtime.cudaDeviceAttr
     values = []
     for name in (attribute.cudaDevAttrComputeCapabilityMajor, attribute.cudaDevAttrComputeCapabilityMinor):
@@ -87,7 +86,7 @@ class CudaDevice:
 
     def __init__(self, ordinal: int = 0) -> None:
         self.capability = capability(ordinal)
-        self._runtime, self._driver = bindings()
+        self._runtime = bindings()
         r = self._runtime
         self._ordinal = ordinal
         self._check(r.cudaSetDevice(ordinal))
@@ -98,7 +97,7 @@ class CudaDevice:
         self._marks = itertools.cycle([CudaMark(self._check(r.cudaEventCreateWithFlags(flags))) for _ in range(MARKS)])
         self._memory: list[int] = []
         self._pinned: list[int] = []
-        self._functions: dict[str, Any] = {}
+        self._functions: dict[str, launch.Function] = {}
         self._logger: Any = None
         self._loaded: dict[int, Any] = {}  # engines by the identity of their plan: two contexts share the weights
         self._keep: list[Any] = []
@@ -140,27 +139,19 @@ class CudaDevice:
             self._loaded[id(plan)] = engine
         return TrtProgram(self._loaded[id(plan)], int(self._stream))
 
-    def _function(self, kernel: Kernel) -> Any:
+    def call(self, kernel: Kernel, sizes: dict[str, int], *arguments: Array | int) -> None:
+        self._check(self._runtime.cudaSetDevice(self._ordinal))  # this thread may not have seen the context yet
         if kernel.entry not in self._functions:
-            d = self._driver
             major, minor = self.capability
             try:
-                cubin = kernel.compile(f"sm_{major}{minor}")
+                self._functions[kernel.entry] = launch.load(kernel, f"sm_{major}{minor}")
             except KernelError as e:
                 raise EngineError(str(e)) from None
-            loaded = self._check(d.cuModuleLoadData(cubin))
-            function = self._check(d.cuModuleGetFunction(loaded, kernel.entry.encode()))
-            self._keep += [cubin, loaded]
-            self._functions[kernel.entry] = function
-        return self._functions[kernel.entry]
-
-    def call(self, kernel: Kernel, sizes: dict[str, int], *arguments: Array | int) -> None:
-        launch = kernel.geometry(**sizes)
-        values = tuple(a.address if isinstance(a, Array) else a for a in arguments)
-        kinds = tuple(_SCALARS[p.dtype] if p.role == "scalar" else ctypes.c_void_p for p in kernel.parameters)
-        self._check(self._runtime.cudaSetDevice(self._ordinal))  # this thread may not have seen the context yet
-        function = self._function(kernel)
-        self._check(self._driver.cuLaunchKernel(function, *launch.grid, *launch.block, launch.shared_bytes, int(self._stream), (values, kinds), 0))
+        packed = launch.pack(kernel, *(a.address if isinstance(a, Array) else a for a in arguments))
+        try:
+            launch.enqueue(self._functions[kernel.entry], kernel.geometry(**sizes), packed, int(self._stream))
+        except KernelError as e:
+            raise DeviceLost(str(e)) from None
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
         r = self._runtime
