@@ -8,7 +8,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run demo test lint bench evaluate soak system sound-servers browser clean
+.PHONY: run demo test lint bench evaluate soak system sound-servers browser compiler clean
 
 run: $(VENV)/.runtime
 	$(BIN)/voicewire start
@@ -19,7 +19,7 @@ demo: $(VENV)/.runtime
 bench: $(VENV)/.runtime
 	$(BIN)/voicewire bench
 
-test: $(VENV)/.dev | sound-servers browser
+test: $(VENV)/.dev | sound-servers browser compiler
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
@@ -57,6 +57,12 @@ browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(SUDO) apt-get install -y -qq chromium >/dev/null \
 	  || ($(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq chromium >/dev/null) \
 	  || echo "no Chromium: the tests of the browser page are skipped (apt-get install chromium)"
+
+# g++ runs the CUDA kernels' sources on the CPU in the tests; those are skipped, and say so, without it
+compiler:
+	@command -v g++ >/dev/null || $(SUDO) apt-get install -y -qq g++ >/dev/null \
+	  || ($(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++ >/dev/null) \
+	  || echo "no C++ compiler: the kernels are not tried on the CPU (apt-get install g++)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || ($(SUDO) apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV))

@@ -42,9 +42,10 @@ def store(path: Path, digest: bytes, content: bytes) -> None:
     """Write whole or not at all; a disk that cannot be written only costs the next start its compile time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-            f.write(hashlib.sha256(digest + content).digest() + content)
-        os.replace(f.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as place:
+            whole = Path(place) / path.name
+            whole.write_bytes(hashlib.sha256(digest + content).digest() + content)
+            os.replace(whole, path)
     except OSError:
         return
 

@@ -1,8 +1,8 @@
 """Every kernel on the GPU at hand against its NumPy twin, and how fast it runs there.
 
-    gpu = Gpu()
-    for kernel in ALL:
-        print(check(gpu, kernel, slots=257), measure(gpu, kernel, slots=1024))
+gpu = Gpu()
+for kernel in ALL:
+    print(check(gpu, kernel, slots=257), measure(gpu, kernel, slots=1024))
 """
 
 from __future__ import annotations

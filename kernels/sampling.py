@@ -73,7 +73,7 @@ def noise(seed: Any, position: Any, layer: int, codes: int) -> Any:
     counter[..., 2] = layer
     counter[..., 3] = np.arange(blocks)
     key = np.stack([seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)], -1).astype(np.uint32)
-    return gumbel(philox(counter, key[:, None]).reshape(len(seed), -1)[:, :codes])
+    return gumbel(philox(counter, key[:, None]).reshape(len(seed), 4 * blocks)[:, :codes])
 
 
 def sample(

@@ -52,9 +52,9 @@ inline std::vector<unsigned> order(unsigned n) {
 }  // namespace shim
 
 #if defined(FIBERS)
-#include "fibers.h"
+#include "on_fibers.h"
 #else
-#include "threads.h"
+#include "on_threads.h"
 #endif
 
 namespace shim {
