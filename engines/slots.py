@@ -16,6 +16,11 @@ from .engine import F32, Engine, State
 Rows = NDArray[np.intp]
 
 
+def span(rows: Rows) -> slice | Rows:
+    """rows: ascending → the same as a slice if they lie together: no copies."""
+    return slice(int(rows[0]), int(rows[-1]) + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
+
+
 class Slots(Protocol):
     """`capacity` streams, one a row."""
 
@@ -28,7 +33,7 @@ class Slots(Protocol):
         """The row starts afresh in `task`, or goes on from `state` ([1, ...] each), whoever had it before."""
 
     def step(self, rows: Rows, x: F32) -> F32:
-        """rows: [n] ascending; x: [n, 2, 480, 2] → the same shape. The other rows keep their state."""
+        """rows: [n] ascending; x: [n, 2, 480, 2] → the same shape, good until the step after next. The other rows keep their state."""
 
     def export(self, row: int) -> State:
         """A copy of the row's state, [1, ...] each."""
@@ -60,12 +65,11 @@ class HostSlots:
             self.rows[name][row] = value[0]
 
     def step(self, rows: Rows, x: F32) -> F32:
-        together = bool(rows[-1] - rows[0] == len(rows) - 1)
-        at: slice | Rows = slice(int(rows[0]), int(rows[-1]) + 1) if together else rows  # rows that lie together need no copies
+        at = span(rows)
         state = {k: v[at] for k, v in self.rows.items()}
         y, new = self._engine.advance(x, state)
         for name, value in new.items():
-            if not together or value is not state[name]:
+            if at is rows or value is not state[name]:
                 self.rows[name][at] = value
         return y
 

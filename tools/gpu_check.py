@@ -87,11 +87,11 @@ def kernel_times() -> Found:
     return "note", "4,096 slots, us: " + ", ".join(f"{t.entry} {t.microseconds:.1f}" for t in times), {"times": [asdict(t) for t in times]}
 
 
-def _open(way: str, precision: str) -> Any:
+def _open(way: str, precision: Any) -> Any:
     from voicewire.engines.engine import WEIGHTS
     from voicewire.engines.gpu.measure import variants
 
-    return variants(WEIGHTS, precision)[way]()  # type: ignore[arg-type]
+    return variants(WEIGHTS, precision)[way]()
 
 
 def build() -> Found:
@@ -163,7 +163,7 @@ def _replay(graph: str, plain: str) -> Found:
     for way in (graph, plain):
         engine = _open(way, "fp16")
         slots = engine.slots(4)
-        ys = [slots.step(np.arange(4), np.ascontiguousarray(x[:, t : t + 2])) for t in range(0, x.shape[1], 2)]
+        ys = [slots.step(np.arange(4), np.ascontiguousarray(x[:, t : t + 2])).copy() for t in range(0, x.shape[1], 2)]
         if engine.lost:
             return held(False, f"the device was lost: {engine.lost}")
         how.append(slots.how)
@@ -281,7 +281,8 @@ def bench() -> Found:
     from voicewire.engines.engine import WEIGHTS
     from voicewire.engines.gpu.measure import FRAME_MS, Timing, carried, sweep, variants
 
-    rows, missing = [], []
+    rows: list[Any] = []
+    missing: list[Any] = []
     size = (WEIGHTS / "model.onnx").stat().st_size
     for found in sweep(variants(WEIGHTS), (1, 64, 1024, 4096), 2.5, size, deadline=time.monotonic() + 200):
         (rows if isinstance(found, Timing) else missing).append(found)

@@ -76,7 +76,7 @@ class GpuEngine:
             held = state if isinstance(state, Held) else self._hold(state)
             if held is None:
                 return self._cpu.advance(x, state)
-            return self._streams.step(np.arange(held.first, held.first + len(x)), x), held
+            return self._streams.step(np.arange(held.first, held.first + len(x)), x).copy(), held  # the next step may be another thread's
 
     def _hold(self, state: State) -> Held | None:
         """The state on free rows that lie together, or None."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine import F32, Engine, State
-from ..slots import HostSlots, Rows
+from ..slots import HostSlots, Rows, span
 from .device import DeviceLost
 from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 from .stepper import BUCKETS, Outputs, Stage, Stepper, bucket_for
@@ -93,8 +93,8 @@ class DeviceSlots:
             self._on_host(ticket)
             return ticket
         try:
-            rows = ticket.rows
-            stage = self.stepper.stage(int(rows[-1]) + 1)
+            rows = span(ticket.rows)
+            stage = self.stepper.stage(int(ticket.rows[-1]) + 1)
             stage.active[rows] = True
             stage.reset[rows] = self._begins[rows]
             stage.x[rows] = ticket.x
@@ -148,7 +148,7 @@ class DeviceSlots:
         if ticket.y is None:
             try:
                 out = self.stepper.wait(ticket.stage)
-                ticket.y = out["y"][ticket.rows]
+                ticket.y = out["y"][span(ticket.rows)]
                 if self.host:
                     self._reflect(ticket.rows, out)
             except DeviceLost as e:
