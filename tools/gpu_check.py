@@ -3,7 +3,7 @@
     PYTHONPATH=.links:. python -m tools.gpu_check --json gpu_check.json     # or with voicewire installed: python -m tools.gpu_check
     python -m tools.gpu_check --only kernels,bench
 
-Needs the repository, NumPy, ONNX Runtime and rich; what else is missing (cuda-python, TensorRT, onnx, torch) makes its rows say so. Every row runs
+Needs the repository, NumPy, ONNX Runtime, soundfile and rich; what else is missing (cuda-python, TensorRT, onnx, torch) makes its rows say so. Every row runs
 in a process of its own with a time limit, so that one that crashes or hangs costs only itself. Exit code: 0 all rows held (or were skipped), 1 one
 failed, 2 no GPU here.
 """
@@ -124,20 +124,12 @@ def _compare(way: str, precision: str, slots_seconds: tuple[int, int]) -> Found:
 
 def _speech(way: str) -> Found:
     """The bundled recording, 60 s of it, against ONNX Runtime on the CPU."""
-    import numpy as np
-    import soundfile as sf
-
+    from tools.precision import spectra
     from voicewire.engines import open_engine
     from voicewire.engines.gpu.verify import compare
-    from voicewire.engines.stft import analyse
 
-    x = np.resize(sf.read(ROOT / "rt" / "samples" / "noisy.flac", dtype="float32")[0], 60 * 16000)
-    tail, spectra = np.zeros((1, 160), np.float32), []
-    for at in range(0, len(x), 320):
-        spectrum, tail = analyse(tail, x[None, at : at + 320])
-        spectra.append(spectrum[:, :, :-1])
     engine = _open(way, "fp16")
-    found = compare(engine.slots(1), open_engine(), np.concatenate(spectra, 1))
+    found = compare(engine.slots(1), open_engine(), spectra(60))
     if engine.lost:
         return held(False, f"the device was lost: {engine.lost}")
     return held(found.good("fp16"), f"60 s of speech in noise: {found.snr_db:.1f} dB", **asdict(found))
