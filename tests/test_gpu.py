@@ -286,6 +286,24 @@ def test_slots_go_on_without_the_device(engine: Engine, mirror: bool) -> None:
     assert slots.host is not None
 
 
+def test_a_batch_size_for_which_there_is_no_room_is_refused_and_the_others_go_on(engine: Engine) -> None:
+    def plan(bucket: int) -> bytes:
+        if bucket > 1:
+            raise EngineError("no room")
+        return lowered(bucket)
+
+    x = noise(2, 2)
+    slots = DeviceSlots(CapturedStepper(FakeDevice(), plan, layout(), 2, mirror=True), engine, 2)
+    for t in range(2):
+        y = slots.step(np.arange(1), frame(x, t)[:1])
+        with pytest.raises(EngineError, match="no room"):
+            slots.step(np.arange(2), frame(x, t))
+    _, state = engine.advance(frame(x, 0)[:1], engine.init_state(1))
+    want, _ = engine.advance(frame(x, 1)[:1], state)
+    np.testing.assert_allclose(y, want, atol=1e-5)
+    assert not slots.lost
+
+
 def test_only_what_fits_is_mirrored(engine: Engine) -> None:
     asked: list[tuple[int, bool]] = []
 

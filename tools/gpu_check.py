@@ -99,8 +99,9 @@ def build() -> Found:
     from voicewire.engines.gpu import chain, cuda
 
     said = []
-    for precision in ("fp32", "fp16"):
-        plans = chain.plans_for(WEIGHTS, precision, cuda.capability())  # type: ignore[arg-type]
+    kinds: tuple[Any, ...] = ("fp32", "fp16")
+    for precision in kinds:
+        plans = chain.plans_for(WEIGHTS, precision, cuda.capability())
         for bucket in (1, 64):
             begin = time.perf_counter()
             size = len(plans(bucket))

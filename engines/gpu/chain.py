@@ -60,11 +60,11 @@ def open_torch(weights: Path, threads: int = 1, precision: Precision = PRECISION
 def _opened(name: str, cpu: Engine, make: Callable[[int, bool], Stepper]) -> GpuEngine:
     try:
         engine = GpuEngine(name, cpu, make)
-        if engine.lost:
-            raise DeviceLost(engine.lost)
-        return engine
     except DeviceLost as e:
         raise EngineError(f"the GPU fails at the first step: {e}") from None
+    if engine.lost:
+        raise EngineError(f"the GPU fails at the first step: {engine.lost}")
+    return engine
 
 
 def open_named(name: str, weights: Path, threads: int = 1) -> Engine:

@@ -88,7 +88,7 @@ class CudaDevice:
         self.capability = capability(ordinal)
         self._runtime = bindings()
         r = self._runtime
-        self._ordinal = ordinal
+        self._ordinal, self.name = ordinal, ""
         self._check(r.cudaSetDevice(ordinal))
         self._check(r.cudaFree(0))  # makes the context that kernels and TensorRT use too
         self.name = self._check(r.cudaGetDeviceProperties(ordinal)).name.decode().rstrip("\0")
@@ -104,6 +104,8 @@ class CudaDevice:
 
     def _check(self, result: tuple[Any, ...]) -> Any:
         error, *values = result
+        if error == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
+            raise EngineError(f"the GPU {self.name} has not enough free memory")
         if int(error):
             raise DeviceLost(f"CUDA: {error.name}")
         return values[0] if len(values) == 1 else values

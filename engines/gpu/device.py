@@ -56,7 +56,9 @@ class Program(Protocol):
 
 
 class Graph(Protocol):
-    nodes: int  # launches and copies that one replay stands for
+    @property
+    def nodes(self) -> int:
+        """Launches and copies that one replay stands for."""
 
 
 class Mark(Protocol):
@@ -64,7 +66,8 @@ class Mark(Protocol):
 
 
 class Device(Protocol):
-    """One device and one stream on it. Everything between `pinned` and `wait` is asynchronous; DeviceLost where the device fails."""
+    """One device and one stream on it. Everything between `pinned` and `wait` is asynchronous; DeviceLost where the device fails, EngineError
+    where it has no room or cannot run an engine."""
 
     name: str
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine import F32, Engine, State, copy_state
+from ..engine import F32, Engine, EngineError, State, copy_state
 from ..slots import HostSlots, Slots
+from .device import DeviceLost
 from .slots import MIRRORED, DeviceSlots
 from .stepper import Stepper
 
@@ -62,7 +63,10 @@ class GpuEngine:
         return HostSlots(self._cpu, capacity) if self.lost else self._on_device(capacity)
 
     def _on_device(self, capacity: int) -> DeviceSlots:
-        return DeviceSlots(self._make(capacity, capacity <= MIRRORED), self._cpu, capacity, self._fell)
+        try:
+            return DeviceSlots(self._make(capacity, capacity <= MIRRORED), self._cpu, capacity, self._fell)
+        except DeviceLost as e:
+            raise EngineError(f"{self._name} cannot hold {capacity} streams: {e}") from None
 
     def init_state(self, batch: int, task: str = "restore") -> State:
         return self._cpu.init_state(batch, task)

@@ -16,6 +16,7 @@ from ..config import HOPS_PER_FRAME, HOPS_PER_SECOND
 from ..engine import Engine, EngineError
 from ..slots import Slots, open_slots
 from .chain import PRECISION, open_tensorrt, open_torch
+from .device import DeviceLost
 from .layout import FIXED, MOVING, RINGS, Layout
 from .lower import Precision
 from .slots import DeviceSlots
@@ -116,7 +117,7 @@ def sweep(
                     yield f"{variant}, {n} streams: no time left"
                     break
                 yield measure(variant, engine, n, seconds, weights_bytes)
-        except EngineError as e:
+        except (EngineError, DeviceLost) as e:
             yield f"{variant}: {e}"
 
 

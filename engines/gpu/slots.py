@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine import F32, Engine, State
+from ..engine import F32, Engine, EngineError, State
 from ..slots import HostSlots, Rows, span
 from .device import DeviceLost
 from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
@@ -103,6 +103,9 @@ class DeviceSlots:
             self.stepper.launch(stage)
         except DeviceLost as e:
             self._fall_back(e)
+        except EngineError:  # no room for a batch of this size, say
+            self._flight.remove(ticket)
+            raise
         return ticket
 
     def collect(self, ticket: Ticket) -> F32:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine import State
+from ..engine import EngineError, State
 from ..export import load_weights
 from .device import CaptureFailed, DeviceLost
 from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
@@ -36,7 +36,7 @@ class TorchStage(Stage):
 
 
 class TorchStepper:
-    """folder: weights. EngineError is for the caller to raise; DeviceLost when the GPU fails."""
+    """folder: weights. EngineError when the GPU has no room, DeviceLost when it fails."""
 
     def __init__(
         self, folder: Path, layout: Layout, capacity: int, *, mirror: bool, precision: Precision = "fp32", device: str = "cuda", graphs: bool = True
@@ -49,7 +49,8 @@ class TorchStepper:
         self._model = load_weights(folder).to(self._device)
         most = bucket_for(capacity)
         empty = {n: torch.from_numpy(np.zeros((most, *shape), dtype)) for n, (shape, dtype) in layout.arrays.items()}
-        self._state = {n: t.to(self._device) for n, t in empty.items()}
+        with self._guard():
+            self._state = {n: t.to(self._device) for n, t in empty.items()}
         self._stream = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._stages: dict[int, list[TorchStage]] = {}
         self._turn = 0
@@ -202,8 +203,10 @@ class TorchStepper:
 
 
 class _Guard(AbstractContextManager[None]):
-    """CUDA's errors in PyTorch as DeviceLost."""
+    """CUDA's errors in PyTorch as ours."""
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise EngineError("the GPU has not enough free memory") from None
         if isinstance(error, RuntimeError) and not isinstance(error, (DeviceLost, CaptureFailed)) and "CUDA" in str(error):
             raise DeviceLost(str(error).splitlines()[0]) from None

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from voicewire.engines.config import HOPS_PER_FRAME
-from voicewire.engines.engine import Engine
+from voicewire.engines.engine import Engine, EngineError
 from voicewire.engines.slots import Slots, open_slots
 from voicewire.engines.stft import BINS
 
@@ -36,9 +36,14 @@ def measure(engine: Engine, max_batch: int | None = None, budget_s: float = 3.0)
     `budget_s` of steps."""
     allowed, spent, fits, n = SHARE * FRAME_S, 0.0, 1, 1
     while True:
-        slots = open_slots(engine, n)
-        most = min(MOST, max_batch or slots.max_batch)
-        took = seconds(slots, n)
+        try:
+            slots = open_slots(engine, n)
+            most = min(MOST, max_batch or slots.max_batch)
+            took = seconds(slots, n)
+        except EngineError:  # a device has no room for so many
+            if n == 1:
+                raise
+            return fits
         slots.close()
         spent += STEPS * took
         if took > allowed:
