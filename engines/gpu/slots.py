@@ -177,8 +177,7 @@ class DeviceSlots:
             for row, task in enumerate(self._task):
                 if task != "restore":
                     self.host.attach(row, task)
-        self.stepper.close()
-        for ticket in self._flight:
+        for ticket in self._flight:  # the device itself is left alone: who is lost gives nothing back, and may take the process along
             if ticket.y is None:
                 self._on_host(ticket)
         self.fallback_s = time.perf_counter() - begin
