@@ -380,12 +380,12 @@ def test_an_engine_of_something_else_is_not_taken(plans: Callable[..., Plans]) -
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None and importlib.util.find_spec("tensorrt") is None, reason="no TensorRT: voicewire[gpu]")
 def test_tensorrt_builds_our_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real builder, without a GPU; running what it built needs one (tools.gpu_check)."""
+    """The real builder, without a GPU: for a GPU that is not here it turns to all that it knows. Running what it built: tools.gpu_check."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shares: list[float] = []
-    plans = Plans(WEIGHTS / "model.onnx", layout(), "fp16", trt.TrtBuilder(None), lambda bucket, share: shares.append(share))
+    plans = Plans(WEIGHTS / "model.onnx", layout(), "fp16", trt.TrtBuilder((9, 0)), lambda bucket, share: shares.append(share))
     assert len(plans(2)) > 1_000_000
-    assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 3
+    assert shares[-1] == 1.0 and len(shares) > 3
     with pytest.raises(EngineError, match="cannot read the model"):
         trt.TrtBuilder(None).build(b"no model")
 
@@ -411,6 +411,22 @@ def test_the_chain_takes_tensorrt_then_enqueues_where_graphs_fail(monkeypatch: p
     assert open_engine("auto").how == "fake fp16, one graph a frame"  # type: ignore[attr-defined]
     install(monkeypatch, tmp_path, captures=False)
     assert open_engine("auto").how == "fake fp16, enqueued (the fake device was told not to capture)"  # type: ignore[attr-defined]
+
+
+def test_an_engine_that_gives_wrong_numbers_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def wrong(model: Path, layout: Any, bucket: int, precision: Precision) -> bytes:
+        proto = onnx.load_from_string(lowered(bucket, precision))
+        for i in proto.graph.initializer:
+            if i.name.endswith(".half"):  # one weight in a thousand is off
+                value = onnx.numpy_helper.to_array(i).copy()
+                value.reshape(-1)[::1000] *= 3
+                i.CopyFrom(onnx.numpy_helper.from_array(value, i.name))
+        return bytes(proto.SerializeToString())
+
+    install(monkeypatch, tmp_path)
+    monkeypatch.setattr("voicewire.engines.gpu.plans.lower.lower", wrong)
+    with pytest.raises(EngineError, match="wrong numbers"):
+        open_engine("tensorrt")
 
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

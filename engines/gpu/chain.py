@@ -15,6 +15,7 @@ from .layout import Layout
 from .lower import Precision
 from .plans import Plans
 from .stepper import CapturedStepper, Stepper
+from .verify import compare, noise
 
 PRECISION: Precision = "fp16"
 
@@ -35,7 +36,7 @@ def open_tensorrt(weights: Path, threads: int = 1, precision: Precision = PRECIS
     def make(capacity: int, mirror: bool) -> Stepper:
         return CapturedStepper(cuda.CudaDevice(), plans, plans.layout, capacity, mirror=mirror, kind=kind, graphs=graphs)
 
-    return _opened("tensorrt", OnnxEngine(weights, threads), make)
+    return _opened("tensorrt", OnnxEngine(weights, threads), make, precision)
 
 
 def open_torch(weights: Path, threads: int = 1, precision: Precision = PRECISION, graphs: bool = True) -> GpuEngine:
@@ -54,16 +55,20 @@ def open_torch(weights: Path, threads: int = 1, precision: Precision = PRECISION
     def make(capacity: int, mirror: bool) -> Stepper:
         return TorchStepper(weights, layout, capacity, mirror=mirror, precision=precision, graphs=graphs)
 
-    return _opened("torch-cuda", cpu, make)
+    return _opened("torch-cuda", cpu, make, precision)
 
 
-def _opened(name: str, cpu: Engine, make: Callable[[int, bool], Stepper]) -> GpuEngine:
+def _opened(name: str, cpu: Engine, make: Callable[[int, bool], Stepper], precision: Precision) -> GpuEngine:
+    """The engine, once half a second of two streams came out as on the CPU."""
     try:
         engine = GpuEngine(name, cpu, make)
+        found = compare(engine.slots(2), cpu, noise(2, 25))
     except DeviceLost as e:
         raise EngineError(f"the GPU fails at the first step: {e}") from None
     if engine.lost:
         raise EngineError(f"the GPU fails at the first step: {engine.lost}")
+    if not found.good(precision):
+        raise EngineError(f"the GPU gives wrong numbers: {found.snr_db:.1f} dB from the CPU's, largest error {found.max_error:.1e}")
     return engine
 
 

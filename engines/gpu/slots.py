@@ -70,10 +70,12 @@ class DeviceSlots:
             self.host.attach(row, task, state)
         if self.lost or (state is None and self._pinned[row] == task):
             return
-        pinned = self._cpu.init_state(1, task)
-        self._pinned[row] = "" if state else task
+        self._pinned[row] = task if state is None else ""
+        if state is None:
+            first = self._cpu.init_state(1, task)
+            state = {n: first[n] for n in self._layout.packs[FIXED]}
         try:
-            self.stepper.write(row, state or {n: pinned[n] for n in self._layout.packs[FIXED]})
+            self.stepper.write(row, state)
         except DeviceLost as e:
             self._fall_back(e)
 

@@ -70,22 +70,26 @@ class TrtBuilder:
         """EngineError, with TensorRT's last error, when it cannot."""
         trt, log = module(), logger()
         builder = trt.Builder(log)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # later versions know nothing else
+        network = builder.create_network(0 if typed is None else 1 << int(typed))
         parser = trt.OnnxParser(network, log)
         if not parser.parse(onnx):
             raise EngineError(f"{trt.__name__} cannot read the model: {parser.get_error(0).desc()}")
-        config = builder.create_builder_config()
-        if hasattr(trt.BuilderFlag, "TF32"):
-            config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
-        config.progress_monitor = _monitor(trt, progress)
-        if self._here and hasattr(config, "set_compute_capability"):
-            config.num_compute_capabilities = 1
-            config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise EngineError(f"{trt.__name__} cannot build the model: {log.last}")
-        progress(1.0)
-        return bytes(plan)
+        # for this very GPU, and where the package does not know it, for all that it knows: the runtime has the last word
+        here = self._here and trt.__name__ == "tensorrt_rtx"
+        for current in (True, False) if here else (False,):
+            config = builder.create_builder_config()
+            if hasattr(trt.BuilderFlag, "TF32"):
+                config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
+            config.progress_monitor = _monitor(trt, progress)
+            if current:
+                config.num_compute_capabilities = 1
+                config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
+            plan = builder.build_serialized_network(network, config)
+            if plan is not None:
+                progress(1.0)
+                return bytes(plan)
+        raise EngineError(f"{trt.__name__} cannot build the model: {log.last}")
 
 
 def _monitor(trt: Any, progress: Callable[[float], None]) -> Any:
