@@ -109,7 +109,7 @@ def build() -> Found:
     return "ok", f"{plans.builder.tag}: " + ", ".join(said), {}
 
 
-def _compare(way: str, precision: str, slots_seconds: tuple[int, int]) -> Found:
+def _compare(way: str, precision: Any, slots_seconds: tuple[int, int]) -> Found:
     from voicewire.engines import open_engine
     from voicewire.engines.gpu.verify import compare, noise
 

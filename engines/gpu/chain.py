@@ -62,7 +62,9 @@ def _opened(name: str, cpu: Engine, make: Callable[[int, bool], Stepper], precis
     """The engine, once half a second of two streams came out as on the CPU."""
     try:
         engine = GpuEngine(name, cpu, make)
-        found = compare(engine.slots(2), cpu, noise(2, 25))
+        slots = engine.slots(2)
+        found = compare(slots, cpu, noise(2, 25))
+        slots.close()
     except DeviceLost as e:
         raise EngineError(f"the GPU fails at the first step: {e}") from None
     if engine.lost:
