@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,21 @@ class FakeMark:
     at: int
 
 
+@lru_cache(maxsize=8)
+def _session(plan: bytes) -> Any:
+    """Loaded once: contexts share the weights."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
+
+
 class FakeProgram:
     """The lowered ONNX itself, on the CPU."""
 
     def __init__(self, device: FakeDevice, plan: bytes) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         self._device = device
-        self._session = ort.InferenceSession(plan, options, providers=["CPUExecutionProvider"])
+        self._session = _session(plan)
         self._inputs, self._outputs = self._session.get_inputs(), self._session.get_outputs()
         self._bound: dict[str, int] = {}
 
