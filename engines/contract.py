@@ -52,7 +52,7 @@ class EngineSteps:
 
     latency = 0
     step_size = 2
-    forward = None
+    forward: Callable[[Array], Array] | None = None
 
     def __init__(self, engine: Any) -> None:
         self.init_state, self.step = engine.init_state, engine.step

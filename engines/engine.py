@@ -21,8 +21,11 @@ class EngineError(RuntimeError):
 class Engine(Protocol):
     """One 20 ms frame for every slot at a time. Engines hold weights, never the state of a stream."""
 
-    name: str
     weights: str  # fingerprint of the weights, binds snapshots
+
+    @property
+    def name(self) -> str:
+        """One of NAMES."""
 
     def init_state(self, batch: int, task: str = "restore") -> State:
         """Fresh state for `batch` slots."""
@@ -38,16 +41,24 @@ def copy_state(state: State) -> State:
     return {k: v.copy() for k, v in state.items()}
 
 
+NAMES = ("auto", "onnx", "tensorrt", "torch-cuda", "torch")
+
+
 def open_engine(name: str = "onnx", weights: Path = WEIGHTS, threads: int = 1) -> Engine:
-    """`onnx` (CPU, the default) or `torch` (reference). EngineError when it cannot be had here."""
+    """`onnx` (CPU, the default), `tensorrt` or `torch-cuda` (NVIDIA GPU), `auto` (the first of tensorrt, torch-cuda, onnx that works here)
+    or `torch` (reference). EngineError when it cannot be had here."""
     if name == "onnx":
         from .onnx_engine import OnnxEngine
 
         return OnnxEngine(weights, threads)
+    if name in ("auto", "tensorrt", "torch-cuda"):
+        from .gpu import chain
+
+        return chain.open_named(name, weights, threads)
     if name == "torch":
         try:
             from .torch_engine import TorchEngine
         except ImportError as e:
             raise EngineError(f"the torch engine needs the packages of training ({e.name}): pip install 'voicewire[train]'") from None
         return TorchEngine(weights)
-    raise EngineError(f"unknown engine '{name}'; there are: onnx, torch")
+    raise EngineError(f"unknown engine '{name}'; there are: {', '.join(NAMES)}")

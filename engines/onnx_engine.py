@@ -18,8 +18,10 @@ class OnnxEngine:
     """Steps `model.onnx` from a weights folder. Safe to share between threads (no state inside)."""
 
     name = "onnx"
+    how = "onnxruntime, CPU"
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
+        self.why: list[str] = []  # engines that were tried before this one, and what they lack
         model = folder / "model.onnx"
         if not model.exists():
             raise EngineError(f"no model at {model}; reinstall voicewire or export one: python -m voicewire.engines.export")

@@ -42,8 +42,8 @@ def _streams(text: str) -> tuple[int, ...]:
         values = tuple(int(t) for t in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers like 1,2,4") from None
-    if not values or min(values) < 1 or max(values) > 512:
-        raise argparse.ArgumentTypeError("streams must be 1 to 512")
+    if not values or min(values) < 1 or max(values) > 4096:
+        raise argparse.ArgumentTypeError("streams must be 1 to 4,096")
     return values
 
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     f.add_argument("--block-ms", type=_positive, default=20.0, help="size of the blocks fed to the stream (the result does not depend on it)")
     f.add_argument("--realtime", action="store_true", help="feed the file at the speed of sound")
     f.add_argument("--raw-delay", action="store_true", help="leave the delay in the output")
-    f.add_argument("--engine", default="onnx", help="onnx (default) or torch")
+    f.add_argument("--engine", default="onnx", help="onnx (default), tensorrt, torch-cuda, auto (the first that works), or torch")
     f.add_argument("--json", action="store_true", help="print one JSON object with the measurements")
 
     d = sub.add_parser("demo", help="clean a bundled noisy recording: sound files, spectrogram, table")
@@ -69,11 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     live_commands.add(sub, _positive, _strength)
 
     b = sub.add_parser("bench", help="measure step time, real-time factor and memory here")
-    b.add_argument("--engine", default="onnx")
+    b.add_argument("--engine", default="onnx", help="onnx (default), torch; auto, tensorrt, torch-cuda: every way to step on a GPU, side by side")
     b.add_argument("--rate", type=int, default=16000)
     b.add_argument("--seconds", type=_positive, default=20.0, help="audio time of each row")
-    b.add_argument("--streams", type=_streams, default=(1, 2, 4, 8), help="how many at once, like 1,2,4,8")
+    b.add_argument("--streams", type=_streams, help="how many at once (default: 1,2,4,8; on a GPU up to 4096)")
     b.add_argument("--json", action="store_true")
+
+    u = sub.add_parser("build", help="make the engines of an NVIDIA GPU before they are needed, and compare them with the reference")
+    u.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="of matrix products (default: fp16)")
+    u.add_argument("--streams", type=_streams, default=(64,), help="for up to so many at once, 1 to 4096 (default: 64)")
 
     add_serve(sub)
     sub.add_parser("doctor", help="check this machine and say what to do")
@@ -132,10 +136,17 @@ def _run(a: argparse.Namespace) -> int:
     elif a.command == "bench":
         from voicewire.engines.stft import hop_samples
 
-        from . import bench
+        from . import bench, bench_gpu
 
         hop_samples(a.rate)
-        bench.run(console, engine=a.engine, rate=a.rate, seconds=a.seconds, streams=a.streams, as_json=a.json)
+        if a.engine in bench_gpu.CHOSEN:
+            bench_gpu.run(console, engine=a.engine, seconds=a.seconds, streams=a.streams, as_json=a.json)
+        else:
+            bench.run(console, engine=a.engine, rate=a.rate, seconds=a.seconds, streams=a.streams or (1, 2, 4, 8), as_json=a.json)
+    elif a.command == "build":
+        from . import build
+
+        return build.run(console, precision=a.precision, streams=max(a.streams))
     elif a.command == "doctor":
         from . import doctor
 

@@ -13,6 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from voicewire.engines.engine import open_engine
+
 from .realtime import normal, try_realtime
 
 
@@ -110,12 +112,25 @@ def _virtual() -> Iterator[Finding]:
 
 
 def _gpu() -> Finding:
-    from importlib.util import find_spec
+    """What `--engine auto` would take, without making engines that are not there yet."""
+    from voicewire.engines.engine import WEIGHTS, EngineError
+    from voicewire.engines.gpu import chain, cuda
 
-    found = [name for name in ("tensorrt", "tensorrt_rtx") if find_spec(name)]
-    if not found:
-        return Finding("ok", "no TensorRT; not needed, the engine of this version runs on the CPU")
-    return Finding("note", f"{found[0]} is installed", "this version has no GPU engine yet; the CPU engine is used")
+    try:
+        capability = cuda.capability()
+    except EngineError as e:
+        return Finding("ok", f"{e}; not needed, the onnx engine runs on the CPU")
+    gpu = f"NVIDIA GPU of compute capability {capability[0]}.{capability[1]}"
+    try:
+        plans = chain.plans_for(WEIGHTS, chain.PRECISION, capability)
+    except EngineError as e:
+        return Finding("note", f"{gpu}, but {e}", "--engine auto then takes PyTorch's CUDA graphs if torch is installed, else the CPU")
+    if not plans.kept(1):
+        return Finding("note", f"{gpu}, {plans.builder.tag}, engines not built yet", "voicewire build; the first start with --engine tensorrt does it too")
+    engine = open_engine("auto")
+    lines = "; ".join(getattr(engine, "why", []))
+    what = f"{gpu}: --engine auto steps on {getattr(engine, 'how', engine.name)}"
+    return Finding("note", what, f"not on TensorRT: {lines}") if lines else Finding("ok", what)
 
 
 def findings() -> Iterator[Finding]:

@@ -7,7 +7,8 @@ import time
 import numpy as np
 
 from voicewire.engines.config import HOPS_PER_FRAME
-from voicewire.engines.engine import Engine
+from voicewire.engines.engine import Engine, EngineError
+from voicewire.engines.slots import Slots, open_slots
 from voicewire.engines.stft import BINS
 
 from .slots import FRAME_S
@@ -17,28 +18,39 @@ STEPS = 40
 MOST = 4096
 
 
-def seconds(engine: Engine, slots: int, steps: int = STEPS) -> float:
-    """The slowest but one of `steps` steps of `slots` slots (the slowest may be somebody else's doing)."""
-    x = (0.02 * np.random.default_rng(0).standard_normal((slots, HOPS_PER_FRAME, BINS - 1, 2))).astype(np.float32)
-    state = engine.init_state(slots)
+def seconds(slots: Slots, n: int, steps: int = STEPS) -> float:
+    """The slowest but one of `steps` steps of the first `n` slots (the slowest may be somebody else's doing)."""
+    x = (0.02 * np.random.default_rng(0).standard_normal((n, HOPS_PER_FRAME, BINS - 1, 2))).astype(np.float32)
+    rows = np.arange(n)
+    slots.step(rows, x)  # whatever the first step of a size gets ready is not its time
     times = []
     for _ in range(steps):
         begin = time.perf_counter()
-        _, state = engine.advance(x, state)
+        slots.step(rows, x)
         times.append(time.perf_counter() - begin)
     return sorted(times)[-2]
 
 
-def measure(engine: Engine, max_batch: int, budget_s: float = 3.0) -> int:
-    """Streams whose batches of at most `max_batch` fit into 70 % of a frame; at least 1. Stops looking after about `budget_s`."""
-    allowed, begin, fits = SHARE * FRAME_S, time.perf_counter(), 1
-    slots = 1
-    while slots <= max_batch and time.perf_counter() - begin < budget_s:
-        took = seconds(engine, slots)
+def measure(engine: Engine, max_batch: int | None = None, budget_s: float = 3.0) -> int:
+    """Streams whose batches of at most `max_batch` (None: what suits the engine) fit into 70 % of a frame; at least 1. Stops looking after about
+    `budget_s` of steps."""
+    allowed, spent, fits, n = SHARE * FRAME_S, 0.0, 1, 1
+    while True:
+        try:
+            slots = open_slots(engine, n)
+            most = min(MOST, max_batch or slots.max_batch)
+            took = seconds(slots, n)
+        except EngineError:  # a device has no room for so many
+            if n == 1:
+                raise
+            return fits
+        slots.close()
+        spent += STEPS * took
         if took > allowed:
             return fits
-        fits = slots
-        if slots == max_batch:
-            return min(MOST, int(max_batch * allowed / took))
-        slots = min(max_batch, slots + max(1, slots // 2))
-    return fits
+        fits = n
+        if n == most:
+            return min(MOST, int(n * allowed / took))
+        if spent > budget_s:
+            return fits
+        n = min(most, 4 * n if most > 64 else n + max(1, n // 2))  # a device has few sizes, and each is got ready for the first time

@@ -7,6 +7,8 @@ import os
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from voicewire.engines.engine import Engine
+
 from .session import Session, Tally
 from .slots import StepTime
 
@@ -32,7 +34,23 @@ class Metrics:
         self.wait = Histogram("voicewire_frame_seconds", "From a frame's arrival to the end of its step, the oldest of a batch", registry=r, buckets=_BUCKETS)
         self.batch = Histogram("voicewire_batch_streams", "Streams stepped together", registry=r, buckets=(1, 2, 4, 8, 12, 16, 24, 32, 64, 128))
         self.late = Counter("voicewire_late_frames_total", "Batches whose oldest frame took longer than a frame", registry=r)
+        self.engine = Gauge(
+            "voicewire_engine_info", "What steps: 1 now, 0 before; why: what was tried first, or lost", ["engine", "how", "why"], registry=r,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+        self._engine: tuple[str, str, str] | None = None
         self._seen: dict[str, Tally] = {}
+
+    def steps_on(self, engine: Engine) -> bool:
+        """Show what steps now; → whether that is news."""
+        now = (engine.name, str(getattr(engine, "how", engine.name)), "; ".join(getattr(engine, "why", ())))
+        if now == self._engine:
+            return False
+        if self._engine:
+            self.engine.labels(*self._engine).set(0)
+        self.engine.labels(*now).set(1)
+        self._engine = now
+        return True
 
     def stepped(self, t: StepTime) -> None:
         self.step.observe(t.step_s)

@@ -49,7 +49,7 @@ log = logging.getLogger("voicewire.relay")
 @dataclass(frozen=True)
 class Config:
     """What `serve` was told. max_streams None: measure. certificate, key: TLS from these files. record: where to keep what is said, None: nowhere.
-    handover: folder for streams on their way to another worker."""
+    handover: folder for streams on their way to another worker. engine: a name of `open_engine`."""
 
     host: str = "127.0.0.1"
     port: int = 8765
@@ -61,6 +61,7 @@ class Config:
     key: Path | None = None
     record: Path | None = None
     handover: Path | None = None
+    engine: str = "onnx"
 
 
 class Relay:
@@ -192,6 +193,7 @@ class Relay:
     # -- once a second, and at the end ---------------------------------------------------------------------------------
     async def _tick(self) -> None:
         while True:
+            self._say_engine()
             await asyncio.sleep(1)
             now = time.monotonic()
             for session, connection in list(self.sessions.values()):
@@ -208,6 +210,12 @@ class Relay:
                     connection.refuse(ProtocolError("idle", f"no audio for {self.limits.idle_timeout_s:.0f} s", fatal=True))
             if self._handover:
                 await asyncio.to_thread(self._handover.sweep)
+
+    def _say_engine(self) -> None:
+        """What steps, at the start and whenever that changes: a GPU that is lost is replaced by the CPU."""
+        engine = self._scheduler.engine
+        if self.metrics.steps_on(engine):
+            self._say("engine", name=engine.name, how=getattr(engine, "how", ""), why=list(getattr(engine, "why", ())))
 
     async def _play_out(self) -> None:
         """The clock of sessions whose Sounds are held back until they are due."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from voicewire.engines.config import HOPS_PER_FRAME, HOPS_PER_SECOND
 from voicewire.engines.engine import Engine, State
+from voicewire.engines.slots import Slots, open_slots
 from voicewire.engines.stft import BINS, analyse, hop_samples
 
 from ..lane import F32, Samples, finish, to_float, to_int16
@@ -36,9 +37,9 @@ class Full(Exception):
 
 @dataclass(frozen=True)
 class Batching:
-    """max_batch: slots a step, more give nothing on a CPU and keep others waiting. wait_frames: how long a frame may wait for company."""
+    """max_batch: slots a step, None for what suits the engine. wait_frames: how long a frame may wait for company."""
 
-    max_batch: int = 16
+    max_batch: int | None = None
     wait_frames: float = 0.3
 
 
@@ -89,11 +90,11 @@ class Scheduler:
         timed: Callable[[StepTime], None] | None = None,
     ) -> None:  # fmt: skip
         self.engine, self.capacity = engine, capacity
-        self.batching = batching or Batching()
         self._deliver, self._timed = deliver, timed
-        first = engine.init_state(1)
-        self._first: dict[str, State] = {"restore": first}
-        self._rows: State = {k: np.zeros((capacity, *v.shape[1:]), v.dtype) for k, v in first.items()}
+        self._slots: Slots = open_slots(engine, capacity)
+        self._slots.prepare(capacity)
+        self._wait_frames = (batching or Batching()).wait_frames
+        self._max_batch = (batching or Batching()).max_batch or self._slots.max_batch
         longest = hop_samples(48000)
         self._tail, self._overlap = np.zeros((capacity, longest), np.float32), np.zeros((capacity, longest), np.float32)
         self._free = list(range(capacity))  # a heap: low rows first, so that the active ones lie together
@@ -156,17 +157,18 @@ class Scheduler:
         """Copies of a slot's (state, tail, overlap), [1, ...] each, once nothing of it is waiting. Blocks; call it off the event loop."""
         with self._wake:
             self._idle.wait_for(lambda: self._ended or (not slot.frames and slot.index not in self._stepping))
-            state, tail, overlap = self._start_of(slot)
             if slot.fresh:
-                return state, tail, overlap
+                silence = np.zeros((1, slot.hop), np.float32)
+                return slot.luggage or (self.engine.init_state(1, slot.task), silence, silence)
             i = slice(slot.index, slot.index + 1)
-            return {k: v[i].copy() for k, v in self._rows.items()}, self._tail[i, : slot.hop].copy(), self._overlap[i, : slot.hop].copy()
+            return self._slots.export(slot.index), self._tail[i, : slot.hop].copy(), self._overlap[i, : slot.hop].copy()
 
     def end(self) -> None:
         with self._wake:
             self._ended = True
             self._wake.notify_all()
         self._thread.join(5)
+        self._slots.close()
 
     # -- inside --------------------------------------------------------------------------------------------------------
     def _queue(self, slot: Slot, now: float) -> None:
@@ -177,19 +179,11 @@ class Scheduler:
         heapq.heappush(self._ready, (slot.due, slot.generation, slot))
 
     def _complete(self) -> bool:
-        return len(self._ready) >= min(self._open, self.batching.max_batch)
-
-    def _start_of(self, slot: Slot) -> Luggage:
-        if slot.luggage is not None:
-            return slot.luggage
-        if slot.task not in self._first:
-            self._first[slot.task] = self.engine.init_state(1, slot.task)
-        silence = np.zeros((1, slot.hop), np.float32)
-        return self._first[slot.task], silence, silence
+        return len(self._ready) >= min(self._open, self._max_batch)
 
     def _take(self) -> list[Item]:
         """Wait for a batch; → its items, [] at the end."""
-        wait_s = self.batching.wait_frames * FRAME_S
+        wait_s = self._wait_frames * FRAME_S
         with self._wake:
             self._stepping = frozenset()
             self._idle.notify_all()
@@ -199,7 +193,7 @@ class Scheduler:
                     self._wake.wait()
                 elif self._complete() or (left := self._oldest + wait_s - now) <= 0:
                     batch: list[Item] = []
-                    while self._ready and len(batch) < self.batching.max_batch:
+                    while self._ready and len(batch) < self._max_batch:
                         slot = heapq.heappop(self._ready)[2]
                         slot.queued = False
                         if slot.frames:
@@ -253,11 +247,7 @@ class Scheduler:
                 x = spec
             else:
                 x[group] = spec
-        state = {k: v[rows] for k, v in self._rows.items()}
-        speech, new = self.engine.advance(np.ascontiguousarray(x[:, :, :-1]), state)
-        for name, value in new.items():
-            if not together or value is not state[name]:
-                self._rows[name][rows] = value
+        speech = self._slots.step(index, np.ascontiguousarray(x[:, :, :-1]))
         dry = np.array([item[2] for item in batch], np.float32)
         out: list[Delivery] = []
         for (hop, _, whole), group in groups.items():
@@ -267,8 +257,7 @@ class Scheduler:
         return out
 
     def _place(self, slot: Slot) -> None:
-        state, tail, overlap = self._start_of(slot)
-        for name, value in state.items():
-            self._rows[name][slot.index] = value[0]
-        self._tail[slot.index, : slot.hop], self._overlap[slot.index, : slot.hop] = tail[0], overlap[0]
+        state, tail, overlap = slot.luggage or (None, 0.0, 0.0)
+        self._slots.attach(slot.index, slot.task, state)
+        self._tail[slot.index, : slot.hop], self._overlap[slot.index, : slot.hop] = tail, overlap
         slot.fresh, slot.luggage = False, None

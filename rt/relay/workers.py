@@ -31,7 +31,16 @@ def configure(a: argparse.Namespace) -> Config:
     limits = dataclasses.replace(Limits(), session_s=None if a.max_minutes is None else 60.0 * a.max_minutes, drain_s=float(a.drain_s))
     door = Door(a.token, tuple(o.rstrip("/") for o in a.origin), a.host in LOOPBACK)
     return Config(
-        host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record, handover=a.handover
+        host=a.host,
+        port=a.port,
+        door=door,
+        limits=limits,
+        max_streams=a.max_streams,
+        certificate=a.cert,
+        key=a.key,
+        record=a.record,
+        handover=a.handover,
+        engine=a.engine,
     )
 
 
@@ -68,7 +77,7 @@ def run_one(config: Config, place: Place | None = None) -> None:
     settle()
 
     async def main() -> None:
-        await Relay(open_engine(), config).run(place)
+        await Relay(open_engine(config.engine), config).run(place)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())

@@ -1,0 +1,97 @@
+"""Which GPU engine there is here, and why not the ones before it: TensorRT with one graph a frame, TensorRT enqueued, PyTorch with one graph a
+frame, and last the CPU. `open_engine("auto")` walks the chain, `"tensorrt"` and `"torch-cuda"` insist on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..engine import Engine, EngineError
+from ..onnx_engine import OnnxEngine
+from . import cuda, trt
+from .device import DeviceLost
+from .engine import GpuEngine
+from .layout import Layout
+from .lower import Precision
+from .plans import Plans
+from .stepper import CapturedStepper, Stepper
+from .verify import compare, noise
+
+PRECISION: Precision = "fp16"
+
+
+def plans_for(
+    weights: Path, precision: Precision, capability: tuple[int, int] | None, progress: Callable[[int, float], None] = lambda bucket, share: None
+) -> Plans:
+    """The engines for a GPU of this compute capability, None for any that the package can build for. EngineError without TensorRT."""
+    layout = Layout(OnnxEngine(weights).init_state(1))
+    return Plans(weights / "model.onnx", layout, precision, trt.TrtBuilder(capability), progress)
+
+
+def open_tensorrt(weights: Path, threads: int = 1, precision: Precision = PRECISION, graphs: bool = True) -> GpuEngine:
+    """TensorRT on the first GPU; engines that are not in the cache are built. EngineError with what is missing."""
+    plans = plans_for(weights, precision, cuda.capability())
+    kind = f"{trt.module().__name__} {precision}"
+
+    def make(capacity: int, mirror: bool) -> Stepper:
+        return CapturedStepper(cuda.CudaDevice(), plans, plans.layout, capacity, mirror=mirror, kind=kind, graphs=graphs)
+
+    return _opened("tensorrt", OnnxEngine(weights, threads), make, precision)
+
+
+def open_torch(weights: Path, threads: int = 1, precision: Precision = PRECISION, graphs: bool = True) -> GpuEngine:
+    """PyTorch on the first GPU. EngineError with what is missing."""
+    try:
+        import torch
+
+        from .torch_stepper import TorchStepper
+    except ImportError as e:
+        raise EngineError(f"the torch-cuda engine needs PyTorch and the packages of training ({e.name}): pip install 'voicewire[train]'") from None
+    if not torch.cuda.is_available():
+        raise EngineError(f"no NVIDIA GPU that PyTorch {torch.__version__} can use")
+    cpu = OnnxEngine(weights, threads)
+    layout = Layout(cpu.init_state(1))
+
+    def make(capacity: int, mirror: bool) -> Stepper:
+        return TorchStepper(weights, layout, capacity, mirror=mirror, precision=precision, graphs=graphs)
+
+    return _opened("torch-cuda", cpu, make, precision)
+
+
+def _opened(name: str, cpu: Engine, make: Callable[[int, bool], Stepper], precision: Precision) -> GpuEngine:
+    """The engine, once half a second of two streams came out as on the CPU."""
+    try:
+        engine = GpuEngine(name, cpu, make)
+        slots = engine.slots(2)
+        found = compare(slots, cpu, noise(2, 25))
+        slots.close()
+    except DeviceLost as e:
+        raise EngineError(f"the GPU fails at the first step: {e}") from None
+    if engine.lost:
+        raise EngineError(f"the GPU fails at the first step: {engine.lost}")
+    if not found.good(precision):
+        raise EngineError(f"the GPU gives wrong numbers: {found.snr_db:.1f} dB from the CPU's, largest error {found.max_error:.1e}")
+    return engine
+
+
+def open_named(name: str, weights: Path, threads: int = 1) -> Engine:
+    """`tensorrt`, `torch-cuda`, or `auto`."""
+    if name == "auto":
+        return open_auto(weights, threads)
+    return (open_tensorrt if name == "tensorrt" else open_torch)(weights, threads)
+
+
+def open_auto(weights: Path, threads: int = 1) -> Engine:
+    """The first of the chain that works; `why` says what became of the ones before."""
+    why: list[str] = []
+    for name, open_one in (("tensorrt", open_tensorrt), ("torch-cuda", open_torch)):
+        try:
+            engine = open_one(weights, threads)
+        except EngineError as e:
+            why.append(f"{name}: {e}")
+        else:
+            engine.why[:0] = why
+            return engine
+    cpu = OnnxEngine(weights, threads)
+    cpu.why = why
+    return cpu

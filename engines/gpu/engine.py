@@ -1,0 +1,104 @@
+"""`GpuEngine`: the model on a device behind the `Engine` protocol, with host state for `Stream` and resident slots for the relay.
+
+A state that `advance` returns is the mirror of rows on the device: arrays that every step brings up to date, so that a snapshot, or going on
+on the CPU after the device is lost, needs nothing from the device. A state that came from elsewhere is copied to free rows first.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine import F32, Engine, EngineError, State, copy_state
+from ..slots import HostSlots, Slots
+from .device import DeviceLost
+from .slots import MIRRORED, DeviceSlots
+from .stepper import Stepper
+
+STREAMS = 64  # rows that streams with host state share; who finds none is stepped on the CPU
+
+
+class Held(dict[str, NDArray[Any]]):
+    """A state that is on the device too, from row `first`."""
+
+    first: int
+
+
+class GpuEngine:
+    """make(slots, mirror): a stepper for so many. Thread-safe: streams of several threads take turns.
+
+    name, how: what steps now; `why`: what was tried before, and what went wrong since, a line each.
+    """
+
+    def __init__(self, name: str, cpu: Engine, make: Callable[[int, bool], Stepper]) -> None:
+        self._name, self._cpu, self._make = name, cpu, make
+        self.weights = cpu.weights
+        self.why: list[str] = []
+        self.lost = ""
+        self._lock = threading.Lock()
+        self._streams = self._on_device(STREAMS)
+        self._streams.prepare(1)
+        self._taken = np.zeros(STREAMS, np.bool_)
+
+    @property
+    def name(self) -> str:
+        return "onnx" if self.lost else self._name
+
+    @property
+    def how(self) -> str:
+        return f"onnxruntime, CPU ({self._name} was lost)" if self.lost else self._streams.how
+
+    def _fell(self, why: str) -> None:
+        if not self.lost:
+            self.lost = why
+            self.why.append(f"{self._name}: lost ({why}); the CPU steps now")
+
+    def slots(self, capacity: int) -> Slots:
+        """Resident slots; on the CPU once the device is lost."""
+        return HostSlots(self._cpu, capacity) if self.lost else self._on_device(capacity)
+
+    def _on_device(self, capacity: int) -> DeviceSlots:
+        try:
+            return DeviceSlots(self._make(capacity, capacity <= MIRRORED), self._cpu, capacity, self._fell)
+        except DeviceLost as e:
+            raise EngineError(f"{self._name} cannot hold {capacity} streams: {e}") from None
+
+    def init_state(self, batch: int, task: str = "restore") -> State:
+        return self._cpu.init_state(batch, task)
+
+    def step(self, x: F32, state: State) -> tuple[F32, State]:
+        y, new = self.advance(x, copy_state(state))
+        return y, copy_state(new)
+
+    def advance(self, x: F32, state: State) -> tuple[F32, State]:
+        with self._lock:
+            held = state if isinstance(state, Held) else self._hold(state)
+            if held is None:
+                return self._cpu.advance(x, state)
+            return self._streams.step(np.arange(held.first, held.first + len(x)), x).copy(), held  # the next step may be another thread's
+
+    def _hold(self, state: State) -> Held | None:
+        """The state on free rows that lie together, or None."""
+        n = len(next(iter(state.values())))
+        if n > STREAMS:
+            return None
+        free = np.convolve(~self._taken, np.ones(n, np.int64), "valid") == n
+        if not free.any():
+            return None
+        first = int(np.argmax(free))
+        for i in range(n):
+            self._streams.attach(first + i, state={k: v[i : i + 1] for k, v in state.items()})
+        assert self._streams.host is not None
+        held = Held({k: v[first : first + n] for k, v in self._streams.host.rows.items()})
+        held.first = first
+        self._taken[first : first + n] = True
+        weakref.finalize(held, self._release, first, n)
+        return held
+
+    def _release(self, first: int, n: int) -> None:
+        self._taken[first : first + n] = False
