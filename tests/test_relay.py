@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from relay_tools import Running, Wire, exchange, frame, raw, reply, wait_for
+from relay_tools import Running, exchange, reply, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tools.relay_peer import Peer, Wire, frame
 from voicewire.engines import Engine
 from voicewire.rt import Stream
 from voicewire.rt.cli import main
@@ -292,7 +293,7 @@ def test_clients_killed_at_any_byte_free_their_slot(wire: Running) -> None:
     talk = frame(b'{"event": "start", "rate": 16000}', 1) + frame(bytes(640)) * 3 + frame(b"half", fin=False) + frame(b'{"event": "stop"}', 1)
     rng = np.random.default_rng(0)
     for at in [*range(0, 60), *sorted(rng.integers(60, len(talk), 60))]:
-        s = raw(wire.port)
+        s = Peer(wire.port).socket
         s.sendall(talk[:at])
         s.close()
     assert wait_for(lambda: wire.used == 0 and not wire.relay.sessions, 2.0)
@@ -301,7 +302,7 @@ def test_clients_killed_at_any_byte_free_their_slot(wire: Running) -> None:
 
 def test_slow_readers_are_skipped_and_told(wire: Running) -> None:
     """A live client that does not read costs bounded memory and hears at once, when it reads again, what it missed."""
-    s = raw(wire.port)
+    s = Peer(wire.port).socket
     s.sendall(frame(b'{"event": "start", "rate": 48000, "format": "f32le", "channels": 8}', 1))
     block, sent = frame(bytes(48000 * 32 // 10)), 0
     assert wait_for(lambda: wire.used == 1)
@@ -355,7 +356,7 @@ def test_overload_refuses_newcomers_and_spares_the_admitted(engine: Engine, nois
 
 def test_a_flood_of_tiny_messages_is_read_slowly() -> None:
     with Running(Wire(), limits=Limits(messages_per_s=200), max_streams=2) as r:
-        s = raw(r.port)
+        s = Peer(r.port).socket
         s.sendall(frame(b'{"event": "start", "rate": 16000}', 1))
         s.setblocking(False)
         flood, sent = (frame(b"\0\0") + frame(b"", 9) + frame(b"", fin=False) + frame(b"", 0)) * 200, 0

@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_tools import Running, Wire, frame, raw, reply, wait_for
+from relay_tools import Running, reply, wait_for
 from websockets.frames import Frame, Opcode
 
+from tools.relay_peer import Peer, Wire, frame
 from voicewire.engines import Engine
 from voicewire.rt import Stream
 from voicewire.rt.cli import main
@@ -32,7 +33,7 @@ from voicewire.rt.lane import Lane, to_int16
 from voicewire.rt.relay.capacity import measure
 from voicewire.rt.relay.client import Client
 from voicewire.rt.relay.events import ProtocolError, Reply, Sound, Start
-from voicewire.rt.relay.framing import binary, one_message, wire_bytes
+from voicewire.rt.relay.framing import message, whole_messages, wire_bytes
 from voicewire.rt.relay.handover import Handover
 from voicewire.rt.relay.order import InOrder
 from voicewire.rt.relay.protocol import V1, pack_header, unpack_header
@@ -78,18 +79,22 @@ def test_header_round_trip(sequence: int, capture: int, flags: int, payload: byt
     assert unpack_header(head + payload) == (sequence, capture, flags, payload)
 
 
-@given(payload=st.binary(min_size=1, max_size=70_000), cut=st.integers(0, 20), most=st.sampled_from([100, 1 << 18]))
+@given(payloads=st.lists(st.binary(min_size=1, max_size=300) | st.binary(min_size=60_000, max_size=70_000), max_size=4), most=st.sampled_from([100, 1 << 18]))
 @settings(max_examples=60, deadline=None)
-def test_short_cut_reads_what_the_library_would(payload: bytes, cut: int, most: int) -> None:
-    """One whole binary message of at most 64 kB, and nothing else: text, fragments, two messages, half ones are the library's."""
-    whole = frame(payload)
-    got = one_message(whole, most)
-    assert got == (payload if len(payload) < 65536 and len(whole) <= most + 6 else None)
-    assert wire_bytes(Frame(Opcode.BINARY, payload)) == len(whole)
-    for other in (whole[:-1], whole + b"\0", whole + whole, frame(payload, 1), frame(payload, fin=False), frame(payload, 0), whole[: min(cut, len(whole) - 1)]):
-        assert one_message(other, most) is None
-    server = binary(payload)
-    assert server[0] == 0x82 and server.endswith(payload) and len(server) == len(whole) - 4
+def test_short_cut_reads_what_the_library_would(payloads: list[bytes], most: int) -> None:
+    """Whole binary messages of at most 64 kB; text, fragments, half ones and all after them are the library's."""
+    good = [p for p in payloads if len(p) <= min(most, 65535)]
+    data = b"".join(map(frame, good))
+    others = [b"", b"\x82", frame(b"x" * 200)[:-1], frame(b"x" * 200)[:5], frame(b"x", 1), frame(b"x", fin=False), frame(b"x", 0), frame(b""), frame(b"x", 9)]
+    others += [frame(bytes(65536)), frame(bytes(most + 1)), b"\x82\x01x", b"\x82\xfe\x00\x05" + bytes(9)]
+    for other in others:
+        assert whole_messages(data + other, most) == (good, len(data))
+    assert whole_messages(data + frame(b"x", 1) + data, most) == (good, len(data))
+    for p in payloads:
+        assert wire_bytes(Frame(Opcode.BINARY, p)) == len(frame(p))
+        server = message(p)
+        assert server[0] == 0x82 and server.endswith(p) and len(server) == len(frame(p)) - 4
+    assert message("é") == b"\x81\x02\xc3\xa9"
 
 
 def test_sequences_wrap_and_stay_in_order() -> None:
@@ -392,6 +397,6 @@ def test_a_few_thousand_bad_messages_leave_the_relay_as_it_was() -> None:
         told = torment(r.port, 2000, seed=0)
         assert told.messages == 2000 and told.unanswered == 0
         assert wait_for(lambda: r.used == 0, 3)
-        s = raw(r.port)
+        s = Peer(r.port).socket
         s.close()
     assert time.monotonic() > 0

@@ -12,6 +12,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from . import page_files
+from .metrics import CONTENT_TYPE
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -93,7 +94,7 @@ class Gate:
         if path == "/metrics":
             if not self._known(request):
                 return "token", self._no_token()
-            return "", respond(200, "text/plain; version=0.0.4; charset=utf-8", self._metrics(), {})
+            return "", respond(200, CONTENT_TYPE, self._metrics(), {})
         if path in self._page:
             kind, body = self._page[path]
             host = _host(request.headers)

@@ -28,7 +28,7 @@ class Place:
         self._set(CAPACITY, capacity)
         loop.add_reader(self.channel.fileno(), self._take, loop, protocol, tls)
 
-    def leave(self, loop: asyncio.AbstractEventLoop) -> None:
+    def leave(self) -> None:
         """No more. What was given already is still taken, and told that this server is being emptied."""
         self._set(CAPACITY, 0)
 

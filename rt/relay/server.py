@@ -301,7 +301,7 @@ class Relay:
                     ready(port)
                 await self._drain.wait()
                 if place:
-                    place.leave(self._loop)
+                    place.leave()
                 server.close(close_connections=False)  # what comes now goes to others
                 end = time.monotonic() + self.limits.drain_s
                 while self.sessions and time.monotonic() < end:  # noqa: ASYNC110  (an event set by the last session would be one more state)

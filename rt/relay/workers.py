@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import dataclasses
 import gc
 import logging
@@ -17,6 +19,8 @@ from .gate import LOOPBACK, Door
 from .limits import Limits
 from .place import Place
 from .server import Config, Relay
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def configure(a: argparse.Namespace) -> Config:
@@ -58,6 +62,11 @@ def loop_factory() -> asyncio.AbstractEventLoop:
 def settle() -> None:
     """Set this process up to relay: nothing of Python's own may keep the streams waiting."""
     sys.setswitchinterval(5e-4)  # the event loop must not wait long for a step's Python
+    # the arrays of a step must not go back to the kernel after it and be cleared anew for the next: that was two thirds of a step of 64 slots' transforms
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)  # messages make no cycles that are worth looking for after every 700 objects

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -16,11 +14,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 from numpy.typing import NDArray
+from relay_tools import Running
 
 from voicewire.engines import Engine
 from voicewire.rt import files as audio
 from voicewire.rt.relay.gate import Door
-from voicewire.rt.relay.server import Config, Relay
 from voicewire.rt.stream import Stream
 
 F32 = NDArray[np.float32]
@@ -65,44 +63,17 @@ GIVE = """() => {
 }"""
 
 
-class Served:
-    """A relay on a thread of its own."""
-
-    def __init__(self, engine: Engine, token: str | None = None, port: int = 0) -> None:
-        self.port = port
-        self._ready, self._engine, self._config = threading.Event(), engine, Config(port=port, max_streams=4, door=Door(token))
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-        assert self._ready.wait(20)
-
-    async def _run(self) -> None:
-        self.relay, self._loop = Relay(self._engine, self._config), asyncio.get_running_loop()
-        await self.relay.run(ready=self._listening)
-
-    def _listening(self, port: int) -> None:
-        self.port = port
-        self._ready.set()
+class Served(Running):
+    """A relay, as a browser sees it."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    def end(self) -> None:
-        """At once: whoever is still connected is cut off."""
-
-        def cut() -> None:
-            for _, connection in list(self.relay.sessions.values()):
-                connection.transport.abort()
-            self.relay.drain()
-
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(cut)
-            self._thread.join(10)
-
 
 @pytest.fixture
 def served(engine: Engine) -> Iterator[Served]:
-    s = Served(engine)
+    s = Served(engine).__enter__()
     yield s
     s.end()
 
@@ -268,7 +239,7 @@ def test_both_recordings_are_whole_and_on_one_time_line(page: Any, served: Serve
 
 
 def test_no_token_no_sound_but_a_way_in(page: Any, engine: Engine) -> None:
-    s = Served(engine, token="open sesame")
+    s = Served(engine, door=Door("open sesame")).__enter__()
     try:
         page.goto(s.url)
         page.click("#go")
@@ -287,13 +258,13 @@ def test_no_token_no_sound_but_a_way_in(page: Any, engine: Engine) -> None:
 
 
 def test_a_server_that_goes_away_is_found_again(page: Any, engine: Engine) -> None:
-    s = Served(engine)
+    s = Served(engine).__enter__()
     page.goto(s.url)
     page.click("#go")
     expect_text(page, "#state", "Live")
     s.end()
     expect_text(page, "#trouble", "cannot be reached")
-    again = Served(engine, port=s.port)
+    again = Served(engine, port=s.port).__enter__()
     try:
         expect_text(page, "#state", "Live", 30_000)
         assert not page.locator("#trouble").is_visible()
