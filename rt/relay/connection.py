@@ -97,7 +97,11 @@ class Connection(ServerConnection):
                 if self.session is None:
                     if not isinstance(event, Start):
                         raise ProtocolError("bad_order", "the first message must be start", fatal=True)
-                    self.session = self._relay.start(event, self)
+                    if event.resume is None:
+                        self.session = self._relay.start(event, self)
+                    else:
+                        self.hold(True)
+                        self._relay.later(self._resume(event, event.resume))
                 elif isinstance(event, Sound):
                     self.session.sound(event)
                 elif isinstance(event, Start):
@@ -110,6 +114,19 @@ class Connection(ServerConnection):
             self.refuse(e)
         except Exception as e:
             self._relay.fault(self, e)
+
+    async def _resume(self, event: Start, name: str) -> None:
+        """Start where another worker left off, once its memory is here."""
+        try:
+            luggage = await self._relay.fetch(name)
+            if not self._over:
+                self.session = self._relay.start(event, self, luggage)
+        except ProtocolError as e:
+            self.refuse(e)
+        except Exception as e:
+            self._relay.fault(self, e)
+        if not self._over:
+            self.hold(False)
 
     def _pace(self) -> None:
         """Frames that come too fast are read more slowly."""
