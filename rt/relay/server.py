@@ -255,6 +255,16 @@ class Relay:
     def draining(self) -> bool:
         return self._drain.is_set()
 
+    @property
+    def used(self) -> int:
+        """Slots."""
+        return self._scheduler.used
+
+    @property
+    def broken(self) -> str:
+        """Why the engine makes no more steps, "" if it does."""
+        return self._scheduler.fault
+
     def drain(self) -> None:
         """Admit nobody any more and ask all to leave."""
         if not self._drain.is_set():

@@ -18,6 +18,7 @@ from ..files import InputError
 from .gate import LOOPBACK, Door
 from .limits import Limits
 from .place import Place
+from .scale import Sizes
 from .server import Config, Relay
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -35,8 +36,9 @@ def configure(a: argparse.Namespace) -> Config:
     limits = dataclasses.replace(Limits(), session_s=None if a.max_minutes is None else 60.0 * a.max_minutes, drain_s=float(a.drain_s))
     door = Door(a.token, tuple(o.rstrip("/") for o in a.origin), a.host in LOOPBACK)
     return Config(
-        host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record, handover=a.handover
-    )
+        host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record,
+        handover=getattr(a, "handover", None),
+    )  # fmt: skip
 
 
 def logs() -> None:
@@ -83,9 +85,7 @@ def run_one(config: Config, place: Place | None = None) -> None:
         runner.run(main())
 
 
-def serve(a: argparse.Namespace) -> int:
-    config = configure(a)
-    logs()
+def _announce(config: Config) -> None:
     scheme = "https" if config.certificate else "http"
     shown = "localhost" if config.door.local else config.host
     if not config.door.local and config.door.token is None:
@@ -93,6 +93,26 @@ def serve(a: argparse.Namespace) -> int:
     if config.record:
         print(f"voicewire: all streams are recorded in {Path(config.record).absolute()}; clients are told so in `ready`", file=sys.stderr)
     print(f"voicewire: serving {scheme}://{shown}:{config.port}/ · Ctrl-C ends", file=sys.stderr)
+
+
+def cluster(a: argparse.Namespace) -> int:
+    try:
+        from .cluster import run
+    except ImportError as e:
+        raise InputError(f"voicewire cluster needs Ray ({e.name} is missing); pip install 'voicewire[cluster]'") from None
+    config = configure(a)
+    most = a.max_workers or a.workers
+    if most < a.workers or a.cpus < 0 or a.gpus < 0:
+        raise InputError("--max-workers must be at least --workers, --cpus and --gpus at least 0")
+    logs()
+    _announce(config)
+    return run(config, Sizes(a.workers, most, a.cpus, a.gpus), a.address)
+
+
+def serve(a: argparse.Namespace) -> int:
+    config = configure(a)
+    logs()
+    _announce(config)
     if a.workers == 1:
         run_one(config)
         return 0
