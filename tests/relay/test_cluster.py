@@ -154,7 +154,7 @@ def test_a_worker_that_dies_is_started_again(cluster: Cluster, noisy: np.ndarray
             await client.send(np.zeros(320, np.int16))
             await client.receive()
             assert wait_for(lambda: any(cluster.used(address) for address, _ in cluster.workers[-2:]), 10)
-            address, pid = next(w for w in cluster.workers[-2:] if cluster.used(w[0]))
+            _, pid = next(w for w in cluster.workers[-2:] if cluster.used(w[0]))
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(RelayError) as e:
                 while True:
