@@ -370,7 +370,7 @@ def test_send_without_a_relay_says_what_to_do(tmp_path: Path, capsys: pytest.Cap
     assert "start one: voicewire serve" in capsys.readouterr().err
 
 
-def test_tls(tmp_path: Path) -> None:
+def test_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import ssl
 
     from websockets.sync.client import connect
@@ -382,6 +382,7 @@ def test_tls(tmp_path: Path) -> None:
     )  # fmt: skip
     if made.returncode:
         pytest.skip("no openssl here to make a certificate")
+    assert main(["serve", "--cert", str(key), "--key", str(key)]) == 2 and capsys.readouterr().err.count("\n") == 1
     with Running(Wire(), max_streams=2, certificate=cert, key=key) as r:
         context = ssl.create_default_context(cafile=str(cert))
         with connect(f"wss://localhost:{r.port}/v1/stream", ssl=context, proxy=None) as ws:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from .protocol import HEADER, Raw, pack_header
 
 PATH = "/v1/stream"
 RETRY_S = 0.5
+READY_S = 10.0
 NOTES = 256  # events kept for `events`
 
 
@@ -94,7 +96,10 @@ class Client:
     async def control(self, event: str, **fields: Any) -> None:
         """`set`, `clear`, `mark` (see PROTOCOL.md)."""
         async with self._steady:
-            await self._socket.send(json.dumps({"event": event, **fields}))
+            try:
+                await self._socket.send(json.dumps({"event": event, **fields}))
+            except ConnectionClosed as e:
+                raise self._gone(e) from None
 
     async def stop(self) -> None:
         """No more audio; `receive` gives what is still inside, then None."""
@@ -129,10 +134,12 @@ class Client:
         try:
             return await connect(self._url + query, additional_headers=self._headers, compression=None, max_size=None, max_queue=64, proxy=None)
         except InvalidStatus as e:
-            body = (e.response.body or b"").decode(errors="replace").strip()
-            raise RelayError(f"{self._url} refused: {body or e}") from None
+            said = " ".join((e.response.body or b"").decode(errors="replace").split())
+            raise RelayError(f"{self._url} refused: {said[:200] or e}") from None
         except InvalidURI:
             raise RelayError(f"{self._url} is not an address like ws://host:8765") from None
+        except ssl.SSLCertVerificationError as e:
+            raise RelayError(f"the certificate of {self._url} is not trusted ({e.verify_message}); if it is your own: SSL_CERT_FILE=its.pem") from None
         except (OSError, InvalidHandshake, TimeoutError) as e:
             raise RelayError(f"no relay at {self._url} ({e}); start one: voicewire serve") from None
 
@@ -140,7 +147,7 @@ class Client:
         try:
             await socket.send(json.dumps(start))
             while True:
-                message = await socket.recv()
+                message = await asyncio.wait_for(socket.recv(), READY_S)
                 answer: dict[str, Any] = json.loads(message) if isinstance(message, str) else {}
                 if answer.get("event") == "error":
                     raise RelayError(f"the relay refused: {answer.get('text')}")
@@ -148,6 +155,8 @@ class Client:
                     return answer
         except ConnectionClosed as e:
             raise self._gone(e) from None
+        except TimeoutError:
+            raise RelayError(f"the relay at {self._url} took the connection and said nothing for {READY_S:.0f} s") from None
 
     async def _note(self, event: dict[str, Any]) -> None:
         self.events.append(event)

@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -62,10 +63,10 @@ class Known:
 
 
 class Cluster:
-    """`await run()` serves until SIGTERM; then all workers are emptied."""
+    """`await run()` serves until SIGTERM; then all workers are emptied. ready(port): the door listens."""
 
-    def __init__(self, config: Config, sizes: Sizes) -> None:
-        self._config, self._sizes = config, sizes
+    def __init__(self, config: Config, sizes: Sizes, ready: Callable[[int], None]) -> None:
+        self._config, self._sizes, self._ready = config, sizes, ready
         self._secret = secrets.token_bytes(32)
         self._known: list[Known] = []
         self._ending = asyncio.Event()
@@ -191,7 +192,9 @@ class Cluster:
             nobody, self._config.host, self._config.port, compression=None, process_request=check, create_connection=accept,  # type: ignore[arg-type]
             open_timeout=limits.start_timeout_s, server_header="voicewire", max_size=limits.message_bytes,
         ) as server:  # fmt: skip
-            self._say("door", port=next(iter(server.sockets)).getsockname()[1], tls=tls is not None, token=self._config.door.token is not None)
+            port = next(iter(server.sockets)).getsockname()[1]
+            self._ready(port)
+            self._say("door", port=port, tls=tls is not None, token=self._config.door.token is not None)
             await self._look_after()
 
 
@@ -212,11 +215,11 @@ def connect(address: str | None, cpus: float) -> None:
         raise InputError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(e).split())[:200]}") from None
 
 
-def run(config: Config, sizes: Sizes, address: str | None) -> int:
+def run(config: Config, sizes: Sizes, address: str | None, ready: Callable[[int], None]) -> int:
     connect(address, sizes.most * sizes.cpus)
 
     async def main() -> None:
-        await Cluster(config, sizes).run()
+        await Cluster(config, sizes, ready).run()
 
     try:
         asyncio.run(main())

@@ -7,9 +7,11 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import gc
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from voicewire.engines.engine import open_engine
@@ -20,6 +22,7 @@ from .limits import Limits
 from .place import Place
 from .scale import Sizes
 from .server import Config, Relay
+from .tls import context
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -31,6 +34,7 @@ def configure(a: argparse.Namespace) -> Config:
     for path in (a.cert, a.key):
         if path is not None and not path.is_file():
             raise InputError(f"no file {path}")
+    context(a.cert, a.key)
     if a.token is not None and not a.token.strip():
         raise InputError("the token is empty; leave --token away to let everyone in")
     limits = dataclasses.replace(Limits(), session_s=None if a.max_minutes is None else 60.0 * a.max_minutes, drain_s=float(a.drain_s))
@@ -74,25 +78,25 @@ def settle() -> None:
     gc.set_threshold(10_000, 10, 10)  # messages make no cycles that are worth looking for after every 700 objects
 
 
-def run_one(config: Config, place: Place | None = None) -> None:
-    """This process serves until it is told to end."""
+def run_one(config: Config, place: Place | None = None, ready: Callable[[int], None] | None = None) -> None:
+    """This process serves until it is told to end. ready(port): it listens."""
     settle()
 
     async def main() -> None:
-        await Relay(open_engine(), config).run(place)
+        await Relay(open_engine(), config).run(place, ready)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
 
 
-def _announce(config: Config) -> None:
+def _announce(config: Config, port: int) -> None:
     scheme = "https" if config.certificate else "http"
     shown = "localhost" if config.door.local else config.host
     if not config.door.local and config.door.token is None:
         print("voicewire: no --token: everyone who reaches this machine may use it", file=sys.stderr)
     if config.record:
         print(f"voicewire: all streams are recorded in {Path(config.record).absolute()}; clients are told so in `ready`", file=sys.stderr)
-    print(f"voicewire: serving {scheme}://{shown}:{config.port}/ · Ctrl-C ends", file=sys.stderr)
+    print(f"voicewire: serving {scheme}://{shown}:{port}/ · Ctrl-C ends", file=sys.stderr)
 
 
 def cluster(a: argparse.Namespace) -> int:
@@ -105,17 +109,15 @@ def cluster(a: argparse.Namespace) -> int:
     if most < a.workers or a.cpus < 0 or a.gpus < 0:
         raise InputError("--max-workers must be at least --workers, --cpus and --gpus at least 0")
     logs()
-    _announce(config)
-    return run(config, Sizes(a.workers, most, a.cpus, a.gpus), a.address)
+    return run(config, Sizes(a.workers, most, a.cpus, a.gpus), a.address, functools.partial(_announce, config))
 
 
 def serve(a: argparse.Namespace) -> int:
     config = configure(a)
     logs()
-    _announce(config)
     if a.workers == 1:
-        run_one(config)
+        run_one(config, ready=functools.partial(_announce, config))
         return 0
     from .door import FrontDoor
 
-    return FrontDoor(config, a.workers).run()
+    return FrontDoor(config, a.workers, functools.partial(_announce, config)).run()
