@@ -67,9 +67,8 @@ def main() -> int:
     pids: list[int] = []
     while len(pids) < 2:
         line = server.stderr.readline()
-        if '"listen"' in line:
-            pids.append(json.loads(line[line.index("{") :])["pid"])
-    time.sleep(1)  # the cluster's door has to hear of them
+        if f'"event": "{"worker" if a.cluster else "listen"}",' in line:
+            pids.append(json.loads(line)["pid"])
     threading.Thread(target=server.stderr.read, daemon=True).start()
     results = asyncio.run(_all(f"ws://127.0.0.1:{a.port}", a.streams, a.seconds, pids[0]))
     server.send_signal(signal.SIGTERM)

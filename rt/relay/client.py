@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.protocol import State
 
 from .. import files
 from ..files import InputError
@@ -62,7 +63,7 @@ class Client:
         self._steady = asyncio.Lock()  # held while the stream moves: nothing is sent meanwhile
         self._moving: asyncio.Task[None] | None = None
         self._next: ClientConnection | None = None
-        self._over = False
+        self._over = self._stopping = False
 
     async def __aenter__(self) -> Self:
         self._socket = await self._connect()
@@ -103,6 +104,7 @@ class Client:
 
     async def stop(self) -> None:
         """No more audio; `receive` gives what is still inside, then None."""
+        self._stopping = True  # a stream that ends does not move any more
         await self.control("stop")
 
     async def receive(self) -> Samples | None:
@@ -164,7 +166,7 @@ class Client:
             raise RelayError(f"the relay says: {event.get('text')}")
         if event["event"] == "stopped":
             self._over = True
-        elif event["event"] == "goaway" and event.get("move") and self._moving is None:
+        elif event["event"] == "goaway" and event.get("move") and self._moving is None and not self._stopping:
             self._moving = asyncio.create_task(self._prepare())
         elif event["event"] == "moved":
             await self._arrive(event["resume"])
@@ -175,8 +177,14 @@ class Client:
             try:
                 self._next = await self._connect("?move")
             except RelayError:  # no room elsewhere yet: stay as long as we may
+                if self._socket.state is not State.OPEN:
+                    return
                 await asyncio.sleep(RETRY_S)
         await self._steady.acquire()
+        if self._stopping:
+            self._steady.release()
+            await self._next.close()
+            return
         await self._socket.send(json.dumps({"event": "move"}))
 
     async def _arrive(self, name: str) -> None:

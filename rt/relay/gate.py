@@ -72,7 +72,7 @@ def _stranger(door: Door, headers: Headers) -> str:
 
 class Gate:
     """Answers HTTP; lets WebSockets through. state() → "" when ready, else why not; room(moving) → seconds to come
-    back after, 0 when there is room. elsewhere(path) → where the streams of that path are, if not here: clients are sent there."""
+    back after, 0 when there is room. elsewhere(path) → where the streams of that path are, if not here, with a query: clients are sent there."""
 
     def __init__(
         self, door: Door, paths: Collection[str], *, state: Callable[[], str], room: Callable[[bool], float], metrics: Callable[[], bytes],
@@ -121,9 +121,10 @@ class Gate:
             return "token", self._no_token()
         if why := self._state():
             return "draining", answer(503, why, Retry_After="1")
-        if wait := self._room("move" in parse_qs(urlsplit(request.path).query, keep_blank_values=True)):
+        moving = "move" in parse_qs(urlsplit(request.path).query, keep_blank_values=True)
+        if wait := self._room(moving):
             return "busy", answer(503, "all streams are taken, or this machine is too busy; come back later, or start more workers", Retry_After=f"{wait:.0f}")
-        url = self._elsewhere(wanted) if self._elsewhere else wanted
+        url = self._elsewhere(wanted) + "&move" * moving if self._elsewhere else wanted
         if path == WHERE:
             return "", respond(200, "application/json", json.dumps({"url": url}).encode(), {"Cache-Control": "no-store"})
         return "", answer(307, url, Location=url) if self._elsewhere else None
