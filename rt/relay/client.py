@@ -29,6 +29,7 @@ from .protocol import HEADER, Raw, pack_header
 PATH = "/v1/stream"
 RETRY_S = 0.5
 READY_S = 10.0
+SILENT_S = 20.0  # a relay says something every second
 NOTES = 256  # events kept for `events`
 
 
@@ -112,7 +113,9 @@ class Client:
         while not self._over:
             socket = self._socket
             try:
-                message = await socket.recv()
+                message = await asyncio.wait_for(socket.recv(), SILENT_S)
+            except TimeoutError:
+                raise RelayError(f"nothing has come from the relay at {self._url} for {SILENT_S:.0f} s") from None
             except ConnectionClosed as e:
                 if socket is not self._socket or (self._moving and not self._moving.done()):
                     await asyncio.sleep(0)
@@ -134,7 +137,9 @@ class Client:
     # -- inside --------------------------------------------------------------------------------------------------------
     async def _connect(self, query: str = "") -> ClientConnection:
         try:
-            return await connect(self._url + query, additional_headers=self._headers, compression=None, max_size=None, max_queue=64, proxy=None)
+            return await connect(
+                self._url + query, additional_headers=self._headers, compression=None, max_size=None, max_queue=64, proxy=None, ping_interval=None
+            )
         except InvalidStatus as e:
             said = " ".join((e.response.body or b"").decode(errors="replace").split())
             raise RelayError(f"{self._url} refused: {said[:200] or e}") from None

@@ -40,6 +40,7 @@ class Connection(ServerConnection):
         self.session: Session | None = None
         self.clogged = False
         self.errors = 0
+        self.read_s = time.monotonic()  # when something was read last
 
     # -- reading -------------------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -48,6 +49,7 @@ class Connection(ServerConnection):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        self.read_s = time.monotonic()
         if self.session is not None and self._unparsed == 0 and not self._over:
             payloads, taken = whole_messages(data, self._relay.limits.message_bytes)
             self._corked = []
@@ -173,6 +175,7 @@ class Connection(ServerConnection):
 
     def hold(self, still: bool) -> None:
         self._held = still
+        self.read_s = time.monotonic()  # what came meanwhile may wait behind audio
         if not self.transport.is_closing():
             (self.transport.pause_reading if still else self.transport.resume_reading)()
 

@@ -206,6 +206,8 @@ class Relay:
                     self.fault(connection, e)
                 if self.limits.session_s and now - session.began > self.limits.session_s:
                     connection.refuse(ProtocolError("too_long", f"a session may last {self.limits.session_s:.0f} s", fatal=True))
+                elif now - connection.read_s > (self.limits.idle_timeout_s if session.held else self.limits.ping_s + self.limits.pong_s):
+                    connection.transport.abort()  # not even an answer to a ping: nobody is there
                 elif now - session.heard > self.limits.idle_timeout_s and not session.held:
                     connection.refuse(ProtocolError("idle", f"no audio for {self.limits.idle_timeout_s:.0f} s", fatal=True))
             if self._handover:
@@ -297,7 +299,7 @@ class Relay:
         tls = context(c.certificate, c.key)
         self._place = place
         limits = self.limits
-        options: dict[str, Any] = {"write_limit": limits.write_bytes, "ping_interval": limits.ping_s, "ping_timeout": limits.pong_s, "close_timeout": 2}
+        options: dict[str, Any] = {"write_limit": limits.write_bytes, "ping_interval": limits.ping_s, "ping_timeout": None, "close_timeout": 2}
 
         def accept(protocol: ServerProtocol, server: Server, **more: Any) -> asyncio.Protocol:
             connection = Connection(self, protocol, server, **more)
