@@ -109,6 +109,7 @@ def load(port: int, streams: int, seconds: float) -> dict[str, Any]:
     sent: list[list[float]] = [[] for _ in sockets]
     delays: list[list[float]] = [[] for _ in sockets]
     total, k, behind = int(seconds / FRAME_S) * streams, 0, 0.0
+    print("all are connected", flush=True)
     begin = time.perf_counter()
     end = begin + seconds + 2
     while sum(map(len, delays)) < total and (now := time.perf_counter()) < end:
@@ -149,7 +150,9 @@ def run(engine: str, streams: int, seconds: float, batch: int, wait: float, serv
     loader = subprocess.Popen(
         ["taskset", "-c", str(load_core), *command, "--role", "load", "--port", str(port), "--seconds", str(seconds)], stdout=subprocess.PIPE, text=True
     )
-    time.sleep(0.3 * seconds + 0.5)
+    assert loader.stdout is not None
+    loader.stdout.readline()
+    time.sleep(0.3 * seconds)
     before, at = _cpu_s(server.pid), time.monotonic()
     time.sleep(0.5 * seconds)
     cpu = (_cpu_s(server.pid) - before) / (time.monotonic() - at)
