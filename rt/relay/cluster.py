@@ -54,6 +54,10 @@ class Known:
         return self.status is not None and not self.status.draining and time.monotonic() - self.heard < SILENT_S
 
     @property
+    def busy(self) -> bool:
+        return self.status is not None and self.status.busy
+
+    @property
     def free(self) -> int:
         return self.status.capacity - self.status.used - self.sent if self.status and self.ready else 0
 
@@ -79,7 +83,7 @@ class Cluster:
         self._capacity = Gauge("voicewire_cluster_streams_max", "Streams a worker admits", ["worker"], registry=registry)
         self._refused = Counter("voicewire_cluster_refused_total", "Clients turned away at the door", ["reason"], registry=registry)
         self._gate = Gate(
-            config.door, ADAPTERS, state=self._state, room=lambda _: 0.0 if self._choose() else RETRY_S, metrics=self._metrics,
+            config.door, ADAPTERS, state=self._state, room=lambda moving: 0.0 if self._choose(moving) else RETRY_S, metrics=self._metrics,
             refused=lambda r: self._refused.labels(r).inc(), elsewhere=self._send,
         )  # fmt: skip
 
@@ -89,13 +93,13 @@ class Cluster:
             return "this cluster is being emptied"
         return "" if any(w.ready for w in self._known) else "no worker is ready yet; come back in a moment"
 
-    def _choose(self) -> Known | None:
-        """The worker with the smallest share of its slots used, if it has room."""
-        return min((w for w in self._known if w.free > 0), key=lambda w: w.share, default=None)
+    def _choose(self, moving: bool) -> Known | None:
+        """The worker with the smallest share of its slots used, if it has room. moving: a busy one takes those that another had admitted."""
+        return min((w for w in self._known if w.free > 0 and (moving or not w.busy)), key=lambda w: w.share, default=None)
 
     def _send(self, path: str) -> str:
         """→ the address of a stream for somebody who was let in."""
-        worker = self._choose()
+        worker = self._choose(False) or self._choose(True)
         assert worker and worker.status  # `room` has just said so
         worker.sent += 1
         scheme = "wss" if self._config.certificate else "ws"
@@ -151,7 +155,7 @@ class Cluster:
     def _scale(self) -> None:
         ready = [w for w in self._known if w.ready]
         starting = sum(w.status is None for w in self._known)
-        used = sum(w.status.used + w.sent for w in ready if w.status)
+        used = sum(w.status.capacity if w.busy else w.status.used + w.sent for w in ready if w.status)
         wanted = change(used, [w.status.capacity for w in ready if w.status], self._sizes, starting)
         if wanted > 0 and time.monotonic() - self._started > RESTART_S:
             self._start()

@@ -23,12 +23,13 @@ from .workers import logs, loop_factory, settle
 
 @dataclass(frozen=True)
 class Status:
-    """What a worker tells. address: host:port. over: it has been emptied and has ended."""
+    """What a worker tells. address: host:port. busy: it takes no newcomers, full or not. over: it has been emptied and has ended."""
 
     address: str
     pid: int
     used: int
     capacity: int
+    busy: bool
     draining: bool
     over: bool
 
@@ -120,8 +121,8 @@ class Worker:
             return None
         if self._relay.broken:
             os._exit(1)
-        used, capacity = self._relay.used, self._relay.capacity
-        return Status(f"{self._host}:{self._port}", os.getpid(), used, capacity, self._relay.draining, self._over)
+        r = self._relay
+        return Status(f"{self._host}:{self._port}", os.getpid(), r.used, r.capacity, r.busy, r.draining, self._over)
 
     def drain(self) -> None:
         if self._relay:

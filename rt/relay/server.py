@@ -258,6 +258,11 @@ class Relay:
         return self._drain.is_set()
 
     @property
+    def busy(self) -> bool:
+        """Newcomers are refused."""
+        return self._room(False) > 0
+
+    @property
     def used(self) -> int:
         """Slots."""
         return self._scheduler.used
