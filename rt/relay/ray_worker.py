@@ -20,6 +20,8 @@ from .handover import KEEP_S, MOST, name_one, unknown
 from .server import Config, Relay
 from .workers import logs, loop_factory, settle
 
+WARM_BYTES = 1 << 20  # about what a stream carries
+
 
 @dataclass(frozen=True)
 class Status:
@@ -100,7 +102,9 @@ class Worker:
     def _run(self) -> None:
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
-            self._relay = Relay(open_engine(), self._config, Through(self._keeper))
+            through = Through(self._keeper)
+            await through.take(await through.put(bytes(WARM_BYTES)))  # the first time takes 100 ms longer, which a live stream would hear
+            self._relay = Relay(open_engine(), self._config, through)
             await self._relay.run(ready=self._listens)
 
         settle()
