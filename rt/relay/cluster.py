@@ -46,6 +46,7 @@ class Known:
 
     actor: Any
     status: Status | None = None
+    pid: int = 0  # the last one that was told of
     heard: float = field(default_factory=time.monotonic)
     sent: int = 0  # clients, since its last status
 
@@ -131,7 +132,8 @@ class Cluster:
         except (ray.exceptions.RayError, TimeoutError):
             worker.status = None  # Ray is starting it again
         else:
-            if status and (worker.status is None or worker.status.pid != status.pid):
+            if status and worker.pid != status.pid:
+                worker.pid = status.pid
                 self._say("worker", worker=status.address, pid=status.pid, max_streams=status.capacity)
             worker.status, worker.heard, worker.sent = status, time.monotonic(), 0
             if status and status.over:

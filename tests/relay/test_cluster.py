@@ -73,6 +73,17 @@ class Cluster:
     def workers(self) -> list[tuple[str, int]]:
         return [(e["worker"], e["pid"]) for e in map(json.loads, filter(lambda line: '"event": "worker",' in line, self.lines))]
 
+    def one_with_streams(self) -> int:
+        """Its process."""
+        found: list[int] = []
+
+        def look() -> bool:
+            found.extend(pid for address, pid in self.workers if self.used(address))
+            return bool(found)
+
+        assert wait_for(look, 10)
+        return found[0]
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -159,12 +170,12 @@ def test_a_worker_that_is_emptied_gives_its_streams_to_another(cluster: Cluster,
     x = to_int16(noisy[:96000])
 
     async def three() -> list[tuple[np.ndarray, int]]:
-        return await asyncio.gather(*(talk(cluster, x, (lambda: os.kill(cluster.workers[0][1], signal.SIGTERM)) if i == 0 else None) for i in range(3)))
+        return await asyncio.gather(*(talk(cluster, x, (lambda: os.kill(cluster.one_with_streams(), signal.SIGTERM)) if i == 0 else None) for i in range(3)))
 
     results = asyncio.run(three())
     want = Stream(16000, engine=engine).process(x)
     assert all(np.array_equal(y[: len(x)], want) for y, _ in results), "a stream that moved is not bit for bit the same"
-    assert 1 <= sum(moves for _, moves in results) <= 2
+    assert sum(moves for _, moves in results) >= 1
     assert wait_for(lambda: len(cluster.workers) == 3, 60), "no worker took the place of the one that left"
 
 
@@ -175,9 +186,7 @@ def test_a_worker_that_dies_is_started_again(cluster: Cluster, noisy: np.ndarray
         async with client_of(cluster) as client:
             await client.send(np.zeros(320, np.int16))
             await client.receive()
-            assert wait_for(lambda: any(cluster.used(address) for address, _ in cluster.workers[-2:]), 10)
-            _, pid = next(w for w in cluster.workers[-2:] if cluster.used(w[0]))
-            os.kill(pid, signal.SIGKILL)
+            os.kill(cluster.one_with_streams(), signal.SIGKILL)
             with pytest.raises(RelayError) as e:
                 while True:
                     await client.receive()
