@@ -299,7 +299,7 @@ class Relay:
         """Serve on host and port of the configuration, or at a place behind a front door, until SIGTERM or `drain`. ready(port): it listens."""
         c = self.config
         for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not the main thread: tests
+            with contextlib.suppress(ValueError, RuntimeError):  # not the main thread (tests, a worker of a cluster), or not on this system
                 self._loop.add_signal_handler(number, self.drain)
         tls = context(c.certificate, c.key)
         self._place = place
