@@ -9,7 +9,7 @@ import sys
 
 import soundfile as sf
 
-from voicewire.rt.relay.client import Client, through
+from voicewire.rt.relay.client import Client, RelayError, through
 
 
 async def main(source: str, target: str, url: str = "ws://127.0.0.1:8765") -> None:
@@ -20,4 +20,7 @@ async def main(source: str, target: str, url: str = "ws://127.0.0.1:8765") -> No
     print(f"{len(y)} samples, {client.ready['latency_ms']} ms of delay removed")
 
 
-asyncio.run(main(*sys.argv[1:4]))
+try:
+    asyncio.run(main(*sys.argv[1:4]))
+except RelayError as e:
+    raise SystemExit(f"relay_file: {e}") from None

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import sounddevice as sd
 
-from voicewire.rt.relay.client import Client
+from voicewire.rt.relay.client import Client, RelayError
 
-RATE, BLOCK = 48000, 480  # 10 ms
-DEPTH = 6  # blocks the speaker may be behind: more is left out, so that a stall does not stay for ever
+RATE, BLOCK = 48000, 960  # 20 ms, as the relay answers live streams that carry their time
+DEPTH = 4  # blocks the speaker may be behind: more is left out, so that a stall does not stay for ever
 
 
 async def main(url: str = "ws://127.0.0.1:8765") -> None:
@@ -28,7 +28,8 @@ async def main(url: str = "ws://127.0.0.1:8765") -> None:
     def callback(indata: np.ndarray, outdata: np.ndarray, frames: int, time: object, status: object) -> None:
         loop.call_soon_threadsafe(offer, indata.copy())
         del to_play[:-DEPTH]
-        outdata[:] = to_play.pop(0) if to_play else 0
+        block = to_play.pop(0) if to_play else indata[:0]
+        outdata[: len(block)], outdata[len(block) :] = block, 0
 
     async def report(client: Client, devices_ms: float) -> None:
         while True:
@@ -58,5 +59,7 @@ async def main(url: str = "ws://127.0.0.1:8765") -> None:
 
 try:
     asyncio.run(main(*sys.argv[1:2]))
+except RelayError as e:
+    raise SystemExit(f"relay_microphone: {e}") from None
 except KeyboardInterrupt:
     pass

@@ -14,7 +14,7 @@ from voicewire.engines.engine import EngineError
 
 from .live import commands as live_commands
 from .live.backend import DeviceError
-from .relay.command import add_serve
+from .relay.command import add_commands as add_relay
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     u.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="of matrix products (default: fp16)")
     u.add_argument("--streams", type=_streams, default=(64,), help="for up to so many at once, 1 to 4096 (default: 64)")
 
-    add_serve(sub)
+    add_relay(sub)
     sub.add_parser("doctor", help="check this machine and say what to do")
     sub.add_parser("start", help="live if there is a sound device, else the demo (what `make run` runs)")
     return p
@@ -122,7 +122,7 @@ def _file(a: argparse.Namespace) -> int:
 def _run(a: argparse.Namespace) -> int:
     if a.command == "file":
         return _file(a)
-    if a.command in ("serve", "send"):
+    if a.command in ("serve", "cluster", "send"):
         from .relay import command
 
         return command.run(a)

@@ -1,41 +1,19 @@
-"""A relay in a thread of the test's own process, on a real socket, and plain sockets to torment it with."""
+"""A relay in a thread of the test's own process, on a real socket."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import signal
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Self
 
-import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 from voicewire.engines import Engine
-from voicewire.engines.engine import F32, State
 from voicewire.rt.relay.server import Config, Relay
-
-
-class Wire:
-    """An engine that changes nothing; `seconds` a step."""
-
-    name, weights = "wire", "wire"
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
-
-    def init_state(self, batch: int, task: str = "restore") -> State:
-        return {"count": np.zeros(batch, np.int64)}
-
-    def step(self, x: F32, state: State) -> tuple[F32, State]:
-        time.sleep(self.seconds)
-        return x.copy(), {"count": state["count"] + 1}
-
-    advance = step
 
 
 class Running:
@@ -74,6 +52,16 @@ class Running:
         self.drain(0)
         self._thread.join(20)
         assert not self._thread.is_alive() and self.failed is None, self.failed
+
+    def end(self) -> None:
+        """At once: whoever is still connected is cut off."""
+
+        def cut() -> None:
+            for _, connection in list(self.relay.sessions.values()):
+                connection.transport.abort()
+
+        self.loop.call_soon_threadsafe(cut)
+        self.__exit__()
 
     def drain(self, seconds: float | None = None) -> None:
         def now() -> None:
@@ -149,26 +137,3 @@ def exchange(ws: ClientConnection, blocks: list[bytes]) -> bytes:
     reader.join(60)
     assert ws.close_code == 1000
     return b"".join(heard)
-
-
-def raw(port: int, path: str = "/v1/stream") -> socket.socket:
-    """A plain socket after the WebSocket handshake."""
-    s = socket.create_connection(("127.0.0.1", port), 5)
-    s.sendall(
-        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-    )
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        answer += s.recv(4096)
-    assert b" 101 " in answer, answer
-    return s
-
-
-def frame(payload: bytes, opcode: int = 2, fin: bool = True) -> bytes:
-    """A client's WebSocket frame, masked."""
-    n = len(payload)
-    size = struct.pack(">B", 128 | n) if n < 126 else struct.pack(">BH", 254, n) if n < 65536 else struct.pack(">BQ", 255, n)
-    key = b"\x12\x34\x56\x78"
-    mask = np.frombuffer((key * (n // 4 + 1))[:n], np.uint8)
-    return struct.pack(">B", 128 * fin | opcode) + size + key + (np.frombuffer(payload, np.uint8) ^ mask).tobytes()

@@ -8,13 +8,16 @@ import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import soundfile as sf
-from relay_tools import Running, Wire, exchange, frame, raw, reply, wait_for
+from relay_tools import Running, exchange, reply, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
+from tools.relay_peer import Peer, Wire, frame
 from voicewire.engines import Engine
 from voicewire.rt import Stream
 from voicewire.rt.cli import main
@@ -24,6 +27,7 @@ from voicewire.rt.relay.limits import Limits
 from voicewire.rt.relay.protocol import pack_header, unpack_header
 from voicewire.rt.relay.server import Config
 from voicewire.rt.relay.slots import Batching
+from voicewire.rt.relay.tickets import issue
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*must be used as a context manager")
 FREE = Limits(messages_per_s=1e6, late_frames=10**6)  # a test machine may be slow
@@ -210,8 +214,6 @@ def test_refusals_say_why() -> None:
     with Running(Wire(), Config(port=0, max_streams=1, door=door)) as r:
         for path, headers in (("/v1/stream", {}), ("/v1/stream?token=wrong", {}), ("/v1/stream", {"Authorization": "Bearer wrong"})):
             with pytest.raises(InvalidStatus) as e:
-                from websockets.sync.client import connect
-
                 connect(f"ws://127.0.0.1:{r.port}{path}", additional_headers=headers, proxy=None)
             assert e.value.response.status_code == 401 and b"token is missing or wrong" in e.value.response.body
         with pytest.raises(InvalidStatus) as e:
@@ -228,6 +230,22 @@ def test_refusals_say_why() -> None:
             with pytest.raises(InvalidStatus) as e:
                 connect(r.url, additional_headers={"Authorization": "Bearer sesame"}, proxy=None)
             assert e.value.response.status_code == 503 and int(e.value.response.headers["Retry-After"]) > 0
+
+
+def test_where_says_where_or_why_not() -> None:
+    with Running(Wire(), Config(port=0, max_streams=1, door=Door(token="sesame", tickets=b"secret"))) as r:
+        assert http(r.port, "/v1/where")[0] == 401
+        assert json.loads(http(r.port, "/v1/where?token=sesame")[1]) == {"url": "/v1/stream"}
+        assert json.loads(http(r.port, "/v1/where?token=sesame&path=/twilio")[1]) == {"url": "/twilio"}
+        assert http(r.port, "/v1/where?token=sesame&path=/nowhere")[0] == 404
+        ticket = issue(b"secret")
+        assert http(r.port, f"/v1/where?ticket={ticket}", "Origin: http://door.example", "Host: worker.example")[0] == 200
+        for bad in (issue(b"other"), ticket[:-1], f"9{ticket}", "1.x", "²."):
+            assert http(r.port, f"/v1/where?ticket={quote(bad)}")[0] == 401
+        with connect(f"{r.url}?ticket={ticket}", origin="http://door.example", proxy=None) as ws:  # type: ignore[arg-type]
+            ws.send('{"event": "start", "rate": 16000}')
+            assert json.loads(ws.recv(5))["event"] == "ready"
+            assert http(r.port, "/v1/where?token=sesame")[0] == 503
 
 
 def test_health_and_metrics(wire: Running) -> None:
@@ -294,16 +312,27 @@ def test_clients_killed_at_any_byte_free_their_slot(wire: Running) -> None:
     talk = frame(b'{"event": "start", "rate": 16000}', 1) + frame(bytes(640)) * 3 + frame(b"half", fin=False) + frame(b'{"event": "stop"}', 1)
     rng = np.random.default_rng(0)
     for at in [*range(0, 60), *sorted(rng.integers(60, len(talk), 60))]:
-        s = raw(wire.port)
+        s = Peer(wire.port).socket
         s.sendall(talk[:at])
         s.close()
     assert wait_for(lambda: wire.used == 0 and not wire.relay.sessions, 2.0)
     assert len(exchange(wire.start(), [bytes(640)])) == 640 + 960
 
 
+def test_a_network_that_vanishes_costs_a_slot_for_a_moment_only() -> None:
+    """No FIN, no RST: only the missing answer to a ping says so."""
+    with Running(Wire(), limits=Limits(ping_s=0.2, pong_s=0.3), max_streams=2) as r:
+        gone = Peer(r.port).socket
+        gone.sendall(frame(b'{"event": "start", "rate": 16000}', 1) + frame(bytes(640)))
+        ws = r.start()  # answers pings
+        assert r.used == 2 and wait_for(lambda: r.used == 1, 8)
+        assert len(exchange(ws, [bytes(640)])) == 640 + 960
+        gone.close()
+
+
 def test_slow_readers_are_skipped_and_told(wire: Running) -> None:
     """A live client that does not read costs bounded memory and hears at once, when it reads again, what it missed."""
-    s = raw(wire.port)
+    s = Peer(wire.port).socket
     s.sendall(frame(b'{"event": "start", "rate": 48000, "format": "f32le", "channels": 8}', 1))
     block, sent = frame(bytes(48000 * 32 // 10)), 0
     assert wait_for(lambda: wire.used == 1)
@@ -321,6 +350,12 @@ def test_slow_readers_are_skipped_and_told(wire: Running) -> None:
     assert b'"lag"' in heard
     s.close()
     assert wait_for(lambda: wire.used == 0)
+
+
+def test_a_file_may_wait_longer_than_a_ping() -> None:
+    """Answers to pings wait behind audio that the server does not read yet: that is no sign of a client that vanished."""
+    with Running(Wire(0.05), limits=Limits(ping_s=0.2, pong_s=0.3), max_streams=2) as r:
+        assert len(exchange(r.start(live=False), [bytes(32000)] * 3)) == 3 * 32000 + 960
 
 
 def test_files_lose_nothing_to_a_slow_reader(wire: Running) -> None:
@@ -357,7 +392,7 @@ def test_overload_refuses_newcomers_and_spares_the_admitted(engine: Engine, nois
 
 def test_a_flood_of_tiny_messages_is_read_slowly() -> None:
     with Running(Wire(), limits=Limits(messages_per_s=200), max_streams=2) as r:
-        s = raw(r.port)
+        s = Peer(r.port).socket
         s.sendall(frame(b'{"event": "start", "rate": 16000}', 1))
         s.setblocking(False)
         flood, sent = (frame(b"\0\0") + frame(b"", 9) + frame(b"", fin=False) + frame(b"", 0)) * 200, 0

@@ -1,6 +1,7 @@
-"""How long a live stream is without sound when its worker is emptied: `serve --workers 2`, live clients, SIGTERM to one worker.
+"""How long a live stream is without sound when its worker is emptied: two workers, live clients, SIGTERM to one worker.
 
-    python -m tools.bench_move --streams 4 --seconds 8
+    python -m tools.bench_move --streams 4 --seconds 8              # serve --workers 2
+    python -m tools.bench_move --streams 4 --seconds 8 --cluster    # cluster --workers 2, on a local Ray
 
 gap: the longest time between two answers of a stream, less the 20 ms between messages. Streams that stayed show what this machine does anyway.
 """
@@ -14,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -56,18 +58,21 @@ def main() -> int:
     p.add_argument("--streams", type=int, default=4)
     p.add_argument("--seconds", type=float, default=8.0)
     p.add_argument("--port", type=int, default=8799)
+    p.add_argument("--cluster", action="store_true")
     a = p.parse_args()
-    command = [sys.executable, "-m", "voicewire.rt", "serve", "--workers", "2", "--port", str(a.port), "--max-streams", str(a.streams)]
+    kind = ["cluster", "--cpus", "0.5"] if a.cluster else ["serve"]
+    command = [sys.executable, "-m", "voicewire.rt", *kind, "--workers", "2", "--port", str(a.port), "--max-streams", str(a.streams)]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     pids: list[int] = []
     while len(pids) < 2:
         line = server.stderr.readline()
-        if '"listen"' in line:
+        if f'"event": "{"worker" if a.cluster else "listen"}",' in line:
             pids.append(json.loads(line)["pid"])
+    threading.Thread(target=server.stderr.read, daemon=True).start()
     results = asyncio.run(_all(f"ws://127.0.0.1:{a.port}", a.streams, a.seconds, pids[0]))
     server.send_signal(signal.SIGTERM)
-    server.communicate(timeout=60)
+    server.wait(60)
     for moved in (True, False):
         gaps = [1e3 * gap for moves, gap, _ in results if bool(moves) is moved]
         if gaps:

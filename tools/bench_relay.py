@@ -19,8 +19,6 @@ import json
 import os
 import select
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
@@ -29,27 +27,14 @@ from typing import Any
 import numpy as np
 from websockets.exceptions import ConnectionClosed
 
-from voicewire.engines.engine import F32, Engine, State, open_engine
+from tools.relay_peer import Peer, Wire, frame
+from voicewire.engines.engine import Engine, open_engine
 from voicewire.rt.realtime import try_realtime
 from voicewire.rt.relay.server import Config, Relay
 from voicewire.rt.relay.slots import Batching, StepTime
 from voicewire.rt.relay.workers import loop_factory, settle
 
 FRAME_S, RATE = 0.02, 16000
-
-
-class Wire:
-    """An engine that changes nothing."""
-
-    name, weights = "wire", "wire"
-
-    def init_state(self, batch: int, task: str = "restore") -> State:
-        return {"none": np.zeros((batch, 1), np.float32)}
-
-    def step(self, x: F32, state: State) -> tuple[F32, State]:
-        return x, state
-
-    advance = step
 
 
 def serve(engine_name: str, streams: int, batch: int, wait: float) -> None:
@@ -102,67 +87,48 @@ def _percentiles(seconds: list[float]) -> list[float]:
     return [round(float(v) * 1e3, 3) for v in np.percentile(seconds, [50, 99, 99.9, 100])]
 
 
-def _masked(payload: bytes, opcode: int) -> bytes:
-    """A client's frame, masked with zeros."""
-    size = struct.pack(">BH", 0x80 | 126, len(payload)) if len(payload) > 125 else struct.pack(">B", 0x80 | len(payload))
-    return struct.pack(">B", 0x80 | opcode) + size + b"\0\0\0\0" + payload
-
-
-def _open(port: int) -> socket.socket:
-    s = socket.create_connection(("127.0.0.1", port), 10)
-    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    s.sendall(
-        b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        answer += s.recv(4096)
-    if b" 101 " not in answer:
-        raise RuntimeError(answer.decode())
-    s.sendall(_masked(json.dumps({"event": "start", "rate": RATE}).encode(), 1))
-    while b"ready" not in answer:
-        answer += s.recv(4096)
-    s.setblocking(False)
-    return s
+def _open(port: int) -> Peer:
+    peer = Peer(port)
+    peer.socket.sendall(frame(json.dumps({"event": "start", "rate": RATE}).encode(), 1))
+    while b"ready" not in peer.message()[1]:
+        pass
+    peer.socket.setblocking(False)
+    return peer
 
 
 def load(port: int, streams: int, seconds: float) -> dict[str, Any]:
     """The load process: every stream on its own phase, one thread, frames made beforehand."""
-    sockets = [_open(port) for _ in range(streams)]
+    peers = [_open(port) for _ in range(streams)]
+    sockets = [peer.socket for peer in peers]
     try_realtime()  # what is measured must not be this process
     noise = (1000 * np.random.default_rng(0).standard_normal(int(RATE * FRAME_S))).astype("<i2").tobytes()
-    frame, answer = _masked(noise, 2), len(noise) + 4
+    block = frame(noise)
     poll, which = select.epoll(), {s.fileno(): i for i, s in enumerate(sockets)}
     for s in sockets:
         poll.register(s, select.EPOLLIN)
     sent: list[list[float]] = [[] for _ in sockets]
     delays: list[list[float]] = [[] for _ in sockets]
-    pending = [bytearray() for _ in sockets]
     total, k, behind = int(seconds / FRAME_S) * streams, 0, 0.0
+    print("all are connected", flush=True)
     begin = time.perf_counter()
     end = begin + seconds + 2
     while sum(map(len, delays)) < total and (now := time.perf_counter()) < end:
         while k < total and begin + k * FRAME_S / streams <= now:
             behind = max(behind, now - (begin + k * FRAME_S / streams))
-            sockets[k % streams].send(frame)
+            sockets[k % streams].send(block)
             sent[k % streams].append(time.perf_counter())
             k += 1
         left = begin + k * FRAME_S / streams - time.perf_counter() if k < total else 0.01
         for fd, _ in poll.poll(min(0.01, max(0.0, left))):
             i = which[fd]
-            pending[i] += sockets[i].recv(65536)
+            peers[i].fill()
             now = time.perf_counter()
-            while len(pending[i]) >= 2:
-                first, size = pending[i][0], pending[i][1]
-                whole = 2 + size if size < 126 else 4 + struct.unpack(">H", pending[i][2:4])[0]
-                if len(pending[i]) < whole:
-                    break
-                if first & 15 == 2 and whole == answer:
+            while got := peers[i].buffered():
+                opcode, payload = got
+                if opcode == 2 and len(payload) == len(noise):
                     delays[i].append(now - sent[i][len(delays[i])])
-                elif first & 15 == 9:  # ping
-                    sockets[i].send(_masked(bytes(pending[i][2:whole]), 10))
-                del pending[i][:whole]
+                elif opcode == 9:
+                    sockets[i].send(frame(payload, 10))
     flat = [d for one in delays for d in one[len(one) // 5 :]]
     for s in sockets:
         s.close()
@@ -184,7 +150,9 @@ def run(engine: str, streams: int, seconds: float, batch: int, wait: float, serv
     loader = subprocess.Popen(
         ["taskset", "-c", str(load_core), *command, "--role", "load", "--port", str(port), "--seconds", str(seconds)], stdout=subprocess.PIPE, text=True
     )
-    time.sleep(0.3 * seconds + 0.5)
+    assert loader.stdout is not None
+    loader.stdout.readline()
+    time.sleep(0.3 * seconds)
     before, at = _cpu_s(server.pid), time.monotonic()
     time.sleep(0.5 * seconds)
     cpu = (_cpu_s(server.pid) - before) / (time.monotonic() - at)

@@ -13,24 +13,19 @@ import argparse
 import json
 import os
 import random
-import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from typing import Any
+
+from tools.relay_peer import Peer, frame
 
 START = {"event": "start", "rate": 16000}
 GOOD = b"\0" * 640
 FIELDS = ["rate", "channels", "format", "task", "header", "live", "more"]
-
-
-def frame(payload: bytes, opcode: int = 2, fin: bool = True) -> bytes:
-    """A client's WebSocket frame, masked with zeros."""
-    n = len(payload)
-    size = struct.pack(">B", 128 | n) if n < 126 else struct.pack(">BH", 254, n) if n < 65536 else struct.pack(">BQ", 255, n)
-    return struct.pack(">B", 128 * fin | opcode) + size + b"\0\0\0\0" + payload
 
 
 def text(value: object) -> bytes:
@@ -80,141 +75,91 @@ def broken(r: random.Random) -> bytes:
     ])()  # fmt: skip
 
 
-@dataclass
-class Told:
-    """What came of it. unanswered: bad messages without an error or an end."""
-
-    messages: int = 0
-    errors: int = 0
-    ended: int = 0
-    unanswered: int = 0
-    truncated: int = 0
-    codes: dict[str, int] = field(default_factory=dict)
-
-
 class Neighbour(threading.Thread):
     """A well-behaved live stream beside the torment; `missing` samples at the end."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
-        self._peer, self.over, self.missing = _Peer(port), threading.Event(), -1
-        self._peer.s.sendall(text(START))
+        self._peer, self.over, self.missing = Peer(port), threading.Event(), -1
+        self._peer.socket.sendall(text(START))
         self.start()
 
     def run(self) -> None:
         sent = got = 0
         while not self.over.wait(0.02):
-            self._peer.s.sendall(frame(GOOD))
+            self._peer.socket.sendall(frame(GOOD))
             sent += len(GOOD)
             while got < sent:
                 opcode, payload = self._peer.message()
                 got += len(payload) if opcode == 2 else 0
                 if opcode == 9:
-                    self._peer.s.sendall(frame(payload, 10))
-        self._peer.s.close()
+                    self._peer.socket.sendall(frame(payload, 10))
+        self._peer.socket.close()
         self.missing = (sent - got) // 2
 
 
-class _Peer:
-    def __init__(self, port: int) -> None:
-        self.s = socket.create_connection(("127.0.0.1", port), 10)
-        self.s.settimeout(10)
-        self.s.sendall(
-            b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        self.data = b""
-        while b"\r\n\r\n" not in self.data:
-            self._more()
-        head, self.data = self.data.split(b"\r\n\r\n", 1)
-        if b" 101 " not in head:
-            raise ConnectionError(head.decode(errors="replace"))
-
-    def _more(self) -> None:
-        got = self.s.recv(65536)
-        if not got:
-            raise ConnectionError("ended")
-        self.data += got
-
-    def message(self) -> tuple[int, bytes]:
-        """The next frame: (opcode, payload)."""
+def until(peer: Peer, event: str) -> dict[str, Any] | None:
+    """The next event of that name; None when the connection ended first."""
+    try:
         while True:
-            if len(self.data) >= 2:
-                n, at = self.data[1], 2
-                if n == 126 and len(self.data) >= 4:
-                    n, at = struct.unpack(">H", self.data[2:4])[0], 4
-                elif n == 127 and len(self.data) >= 10:
-                    n, at = struct.unpack(">Q", self.data[2:10])[0], 10
-                if (n < 126 or at > 2) and len(self.data) >= at + n:
-                    opcode, payload, self.data = self.data[0] & 15, self.data[at : at + n], self.data[at + n :]
-                    return opcode, payload
-            self._more()
-
-    def until(self, event: str) -> dict[str, object] | None:
-        """The next event of that name; None when the connection ended first."""
-        try:
-            while True:
-                opcode, payload = self.message()
-                if opcode == 1 and (found := json.loads(payload))["event"] == event:
-                    return dict(found)
-                if opcode == 8:
-                    return None
-        except (OSError, TimeoutError):
-            return None
+            opcode, payload = peer.message()
+            if opcode == 1 and (found := json.loads(payload))["event"] == event:
+                return dict(found)
+            if opcode == 8:
+                return None
+    except OSError:
+        return None
 
 
-def torment(port: int, messages: int, seed: int = 0) -> Told:
-    """Send so many bad messages to the relay at `port`."""
-    r, told = random.Random(seed), Told()
-    peer: _Peer | None = None
+def torment(port: int, messages: int, seed: int = 0) -> Counter[str]:
+    """Send so many bad messages to the relay at `port`; → what came of them: `messages`, `ended` (connections), `truncated` messages,
+    `unanswered` ones, and how often each error code."""
+    r, told = random.Random(seed), Counter[str]()
+    peer: Peer | None = None
     header, left = False, 0
-    while told.messages < messages:
+    while told["messages"] < messages:
         if peer is None:
-            peer, header, left = _Peer(port), r.random() < 0.3, r.randint(1, 15)
+            peer, header, left = Peer(port), r.random() < 0.3, r.randint(1, 15)
             if r.random() < 0.1:
-                peer.s.sendall(bad_start(r))
-                _note(told, peer.until("error"), peer)
+                peer.socket.sendall(bad_start(r))
+                _note(told, until(peer, "error"), peer)
                 peer = None
                 continue
-            peer.s.sendall(text(START | {"header": header}))
-            if peer.until("ready") is None:
+            peer.socket.sendall(text(START | {"header": header}))
+            if until(peer, "ready") is None:
                 peer = None
                 time.sleep(0.01)  # the slot of the one before is being freed
                 continue
         kind, left = r.random(), left - 1
         if kind < 0.02 or left <= 0:
-            peer.s.sendall(broken(r))
-            told.messages += 1
-            if peer.until("never") is None:
-                told.ended += 1
-            peer.s.close()
+            peer.socket.sendall(broken(r))
+            told["messages"] += 1
+            if until(peer, "never") is None:
+                told["ended"] += 1
+            peer.socket.close()
             peer = None
         elif kind < 0.05:
             whole = frame(GOOD)
-            peer.s.sendall(whole[: r.randint(1, len(whole) - 1)])  # and gone, in the middle of it
-            peer.s.close()
-            told.messages += 1
-            told.truncated += 1
+            peer.socket.sendall(whole[: r.randint(1, len(whole) - 1)])  # and gone, in the middle of it
+            peer.socket.close()
+            told["messages"] += 1
+            told["truncated"] += 1
             peer = None
         else:
-            peer.s.sendall(bad_message(r, header))
-            if not _note(told, peer.until("error"), peer):
+            peer.socket.sendall(bad_message(r, header))
+            if not _note(told, until(peer, "error"), peer):
                 peer = None
     if peer:
-        peer.s.close()
+        peer.socket.close()
     return told
 
 
-def _note(told: Told, error: dict[str, object] | None, peer: _Peer) -> bool:
-    told.messages += 1
+def _note(told: Counter[str], error: dict[str, Any] | None, peer: Peer) -> bool:
+    told["messages"] += 1
+    told["unanswered" if error is None else str(error["code"])] += 1
     if error is None:
-        told.unanswered += 1
-        peer.s.close()
-        return False
-    told.errors += 1
-    code = str(error["code"])
-    told.codes[code] = told.codes.get(code, 0) + 1
-    return True
+        peer.socket.close()
+    return error is not None
 
 
 def _rss_mb(pid: int) -> float:
@@ -235,14 +180,11 @@ def main() -> int:
         assert server.stdout is not None
         a.port = int(server.stdout.readline())
     part, done, begin, sizes = max(1, a.messages // 20), 0, time.monotonic(), []
-    total, neighbour = Told(), Neighbour(a.port)
+    total, neighbour = Counter[str](), Neighbour(a.port)
     while done < a.messages:
         told = torment(a.port, min(part, a.messages - done), a.seed + done)
-        done += told.messages
-        total.messages, total.errors, total.ended = total.messages + told.messages, total.errors + told.errors, total.ended + told.ended
-        total.unanswered, total.truncated = total.unanswered + told.unanswered, total.truncated + told.truncated
-        for code, n in told.codes.items():
-            total.codes[code] = total.codes.get(code, 0) + n
+        done += told["messages"]
+        total += told
         if server:
             sizes.append(_rss_mb(server.pid))
             print(f"{done} messages, {time.monotonic() - begin:.0f} s, server {sizes[-1]:.1f} MB", file=sys.stderr, flush=True)
@@ -253,8 +195,8 @@ def main() -> int:
         server.terminate()
         server.wait(30)
     seen = {"alive": alive, "neighbour_missed_samples": neighbour.missing, "rss_mb": sizes, "seconds": round(time.monotonic() - begin)}
-    print(json.dumps(vars(total) | seen))
-    return 0 if alive and total.unanswered == 0 == neighbour.missing else 1
+    print(json.dumps(dict(total) | seen))
+    return 0 if alive and total["unanswered"] == 0 == neighbour.missing else 1
 
 
 if __name__ == "__main__":

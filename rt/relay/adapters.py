@@ -20,25 +20,15 @@ import numpy as np
 from ..lane import Samples
 from .events import Clear, Event, Mark, ProtocolError, Reply, Sound, Start, Stop
 from .mulaw import decode, encode
-from .protocol import MAX_NAME
+from .protocol import MAX_NAME, json_object
 
 VONAGE_RATES = (8000, 16000, 24000)
 TWILIO_RATE = 8000
-_BLOCKS_S = 50  # sound goes out in blocks of 20 ms
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ProtocolError("bad_json", "a text message must be one JSON object") from None
-    if not isinstance(message, dict):
-        raise ProtocolError("bad_json", "a text message must be one JSON object")
-    return message
+_BLOCKS_PER_S = 50  # sound goes out in blocks of 20 ms
 
 
 def _blocks(samples: Samples, rate: int) -> list[Samples]:
-    n = rate // _BLOCKS_S
+    n = rate // _BLOCKS_PER_S
     return [samples[at : at + n] for at in range(0, len(samples), n)]
 
 
@@ -55,7 +45,7 @@ class Vonage:
 
     def receive(self, message: str | bytes) -> Sequence[Event]:
         if isinstance(message, str):
-            return self._text(_object(message))
+            return self._text(json_object(message))
         if len(message) % 2:
             raise ProtocolError("bad_audio", f"{len(message)} bytes are not whole samples of 16 bits")
         sound = Sound(np.frombuffer(message, "<i2").reshape(-1, 1))
@@ -114,7 +104,7 @@ class Twilio:
     def receive(self, message: str | bytes) -> Sequence[Event]:
         if isinstance(message, bytes):
             raise ProtocolError("bad_order", "media streams are text; binary messages are not understood")
-        m = _object(message)
+        m = json_object(message)
         name = m.get("event")
         if self._sid is None:
             if name == "connected":

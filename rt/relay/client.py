@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.protocol import State
 
 from .. import files
 from ..files import InputError
@@ -26,6 +28,8 @@ from .protocol import HEADER, Raw, pack_header
 
 PATH = "/v1/stream"
 RETRY_S = 0.5
+READY_S = 10.0
+SILENT_S = 20.0  # a relay says something every second
 NOTES = 256  # events kept for `events`
 
 
@@ -60,7 +64,7 @@ class Client:
         self._steady = asyncio.Lock()  # held while the stream moves: nothing is sent meanwhile
         self._moving: asyncio.Task[None] | None = None
         self._next: ClientConnection | None = None
-        self._over = False
+        self._over = self._stopping = False
 
     async def __aenter__(self) -> Self:
         self._socket = await self._connect()
@@ -94,10 +98,14 @@ class Client:
     async def control(self, event: str, **fields: Any) -> None:
         """`set`, `clear`, `mark` (see PROTOCOL.md)."""
         async with self._steady:
-            await self._socket.send(json.dumps({"event": event, **fields}))
+            try:
+                await self._socket.send(json.dumps({"event": event, **fields}))
+            except ConnectionClosed as e:
+                raise self._gone(e) from None
 
     async def stop(self) -> None:
         """No more audio; `receive` gives what is still inside, then None."""
+        self._stopping = True  # a stream that ends does not move any more
         await self.control("stop")
 
     async def receive(self) -> Samples | None:
@@ -105,7 +113,9 @@ class Client:
         while not self._over:
             socket = self._socket
             try:
-                message = await socket.recv()
+                message = await asyncio.wait_for(socket.recv(), SILENT_S)
+            except TimeoutError:
+                raise RelayError(f"nothing has come from the relay at {self._url} for {SILENT_S:.0f} s") from None
             except ConnectionClosed as e:
                 if socket is not self._socket or (self._moving and not self._moving.done()):
                     await asyncio.sleep(0)
@@ -127,12 +137,16 @@ class Client:
     # -- inside --------------------------------------------------------------------------------------------------------
     async def _connect(self, query: str = "") -> ClientConnection:
         try:
-            return await connect(self._url + query, additional_headers=self._headers, compression=None, max_size=None, max_queue=64, proxy=None)
+            return await connect(
+                self._url + query, additional_headers=self._headers, compression=None, max_size=None, max_queue=64, proxy=None, ping_interval=None
+            )
         except InvalidStatus as e:
-            body = (e.response.body or b"").decode(errors="replace").strip()
-            raise RelayError(f"{self._url} refused: {body or e}") from None
+            said = " ".join((e.response.body or b"").decode(errors="replace").split())
+            raise RelayError(f"{self._url} refused: {said[:200] or e}") from None
         except InvalidURI:
             raise RelayError(f"{self._url} is not an address like ws://host:8765") from None
+        except ssl.SSLCertVerificationError as e:
+            raise RelayError(f"the certificate of {self._url} is not trusted ({e.verify_message}); if it is your own: SSL_CERT_FILE=its.pem") from None
         except (OSError, InvalidHandshake, TimeoutError) as e:
             raise RelayError(f"no relay at {self._url} ({e}); start one: voicewire serve") from None
 
@@ -140,7 +154,7 @@ class Client:
         try:
             await socket.send(json.dumps(start))
             while True:
-                message = await socket.recv()
+                message = await asyncio.wait_for(socket.recv(), READY_S)
                 answer: dict[str, Any] = json.loads(message) if isinstance(message, str) else {}
                 if answer.get("event") == "error":
                     raise RelayError(f"the relay refused: {answer.get('text')}")
@@ -148,6 +162,8 @@ class Client:
                     return answer
         except ConnectionClosed as e:
             raise self._gone(e) from None
+        except TimeoutError:
+            raise RelayError(f"the relay at {self._url} took the connection and said nothing for {READY_S:.0f} s") from None
 
     async def _note(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -155,7 +171,7 @@ class Client:
             raise RelayError(f"the relay says: {event.get('text')}")
         if event["event"] == "stopped":
             self._over = True
-        elif event["event"] == "goaway" and event.get("move") and self._moving is None:
+        elif event["event"] == "goaway" and event.get("move") and self._moving is None and not self._stopping:
             self._moving = asyncio.create_task(self._prepare())
         elif event["event"] == "moved":
             await self._arrive(event["resume"])
@@ -166,8 +182,14 @@ class Client:
             try:
                 self._next = await self._connect("?move")
             except RelayError:  # no room elsewhere yet: stay as long as we may
+                if self._socket.state is not State.OPEN:
+                    return
                 await asyncio.sleep(RETRY_S)
         await self._steady.acquire()
+        if self._stopping:
+            self._steady.release()
+            await self._next.close()
+            return
         await self._socket.send(json.dumps({"event": "move"}))
 
     async def _arrive(self, name: str) -> None:

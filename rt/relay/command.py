@@ -1,4 +1,4 @@
-"""`voicewire serve` and `voicewire send` on the command line. Imports of weight only when they run."""
+"""`voicewire serve`, `cluster` and `send` on the command line. Imports of weight only when they run."""
 
 from __future__ import annotations
 
@@ -22,22 +22,35 @@ def _number(low: int, high: int) -> Any:
     return parse
 
 
-def add_serve(sub: Any) -> None:
-    """Add the commands to a parser's sub-commands."""
-    s = sub.add_parser("serve", help="relay speech over WebSockets, many streams at once")
+def _add_server(s: Any) -> None:
+    """What `serve` and `cluster` have in common."""
     s.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only; 0.0.0.0: everyone)")
     s.add_argument("--port", type=_number(0, 65535), default=8765)
     s.add_argument("--token", default=os.environ.get("VOICEWIRE_TOKEN"), help="what clients must show (or the environment's VOICEWIRE_TOKEN)")
     s.add_argument("--origin", action="append", default=[], metavar="URL", help="web pages from there may connect, like https://example.org; may be repeated")
     s.add_argument("--cert", type=Path, metavar="FILE", help="TLS: certificate chain, PEM")
     s.add_argument("--key", type=Path, metavar="FILE", help="TLS: its private key, PEM")
-    s.add_argument("--workers", type=_number(1, 256), default=1, metavar="N", help="processes that share the port, one a core")
     s.add_argument("--engine", default="onnx", help="onnx (default); on an NVIDIA GPU tensorrt or torch-cuda; auto takes the first that works")
     s.add_argument("--max-streams", type=_number(1, 4096), metavar="N", help="streams of each worker (default: measured at start)")
     s.add_argument("--max-minutes", type=_number(1, 100000), metavar="N", help="longest session (default: no limit)")
     s.add_argument("--drain-s", type=_number(0, 86400), default=30, metavar="S", help="how long streams may go on after SIGTERM")
-    s.add_argument("--handover", type=Path, metavar="DIR", help="private folder through which streams move between workers (--workers makes one)")
     s.add_argument("--record", type=Path, metavar="DIR", help="keep every stream's sound before and after in DIR; tell your users")
+
+
+def add_commands(sub: Any) -> None:
+    """Add the commands to a parser's sub-commands."""
+    s = sub.add_parser("serve", help="relay speech over WebSockets, many streams at once")
+    _add_server(s)
+    s.add_argument("--workers", type=_number(1, 256), default=1, metavar="N", help="processes that share the port, one a core")
+    s.add_argument("--handover", type=Path, metavar="DIR", help="private folder through which streams move between workers (--workers makes one)")
+
+    k = sub.add_parser("cluster", help="relay workers on many machines, placed by Ray, behind one front door")
+    _add_server(k)
+    k.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster that runs (default: RAY_ADDRESS, or else a small one on this machine)")
+    k.add_argument("--workers", type=_number(1, 4096), default=1, metavar="N", help="workers that always run")
+    k.add_argument("--max-workers", type=_number(1, 4096), metavar="N", help="as many when the slots are used (default: as --workers)")
+    k.add_argument("--cpus", type=float, default=1.0, metavar="N", help="cores Ray reserves for a worker (default: 1)")
+    k.add_argument("--gpus", type=float, default=0.0, metavar="N", help="GPUs Ray reserves for a worker (default: 0)")
 
     c = sub.add_parser("send", help="clean a sound file on a relay")
     c.add_argument("input", type=Path, metavar="IN")
@@ -57,4 +70,4 @@ def run(a: argparse.Namespace) -> int:
         return client.send_file(a.input, a.output, a.url, token=a.token, realtime=a.realtime, as_json=a.json)
     from . import workers
 
-    return workers.serve(a)
+    return workers.cluster(a) if a.command == "cluster" else workers.serve(a)

@@ -1,5 +1,5 @@
-"""One WebSocket. Messages are handled where they arrive and answered at once, without a task or a queue for each, and a read that is just one
-binary message does not go through the library's parser: a third of the cost of `recv` and `send`.
+"""One WebSocket. Messages are handled where they arrive and answered at once, without a task or a queue for each. Whole binary messages do not go
+through the library's parser, and what answers the messages of one read is one write: a tenth of the cost of `recv` and `send`.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from websockets.asyncio.server import ServerConnection, broadcast
+from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Event
 
 from .events import Adapter, Move, ProtocolError, Reply, Sound, Start
-from .framing import binary, one_message, wire_bytes
+from .framing import message, whole_messages, wire_bytes
 from .session import Session
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ class Connection(ServerConnection):
         self._allowance = 2 * relay.limits.messages_per_s
         self._refilled = time.monotonic()
         self._over = self._held = False
+        self._corked: list[bytes] | None = None  # answers that wait for the end of a read
         self.adapter: Adapter | None = None
         self.session: Session | None = None
         self.clogged = False
         self.errors = 0
+        self.read_s = time.monotonic()  # when something was read last
 
     # -- reading -------------------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -47,13 +49,20 @@ class Connection(ServerConnection):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self.session is not None and self._unparsed == 0 and not self._over and (payload := one_message(data, self._relay.limits.message_bytes)) is not None:
-            self._pace()
-            self._message(payload, False)
-            return
-        if self._unparsed is not None and self.response is not None:
-            self._unparsed += len(data)
-        super().data_received(data)
+        self.read_s = time.monotonic()
+        if self.session is not None and self._unparsed == 0 and not self._over:
+            payloads, taken = whole_messages(data, self._relay.limits.message_bytes)
+            self._corked = []
+            for payload in payloads:
+                self._pace()
+                self._message(payload, False)
+            answers, self._corked = self._corked, None
+            self._write(answers)
+            data = data[taken:]
+        if data:
+            if self._unparsed is not None and self.response is not None:
+                self._unparsed += len(data)
+            super().data_received(data)
 
     def process_event(self, event: Event) -> None:
         if self._unparsed is not None and self.request is not None and isinstance(event, Frame):
@@ -80,17 +89,21 @@ class Connection(ServerConnection):
         if self._over or self.adapter is None:
             return
         try:
-            message: str | bytes = data
+            said: str | bytes = data
             if text:
                 try:
-                    message = data.decode()
+                    said = data.decode()
                 except UnicodeDecodeError:
                     raise ProtocolError("bad_json", "a text message must be UTF-8") from None
-            for event in self.adapter.receive(message):
+            for event in self.adapter.receive(said):
                 if self.session is None:
                     if not isinstance(event, Start):
                         raise ProtocolError("bad_order", "the first message must be start", fatal=True)
-                    self.session = self._relay.start(event, self)
+                    if event.resume is None:
+                        self.session = self._relay.start(event, self)
+                    else:
+                        self.hold(True)
+                        self._relay.later(self._resume(event, event.resume))
                 elif isinstance(event, Sound):
                     self.session.sound(event)
                 elif isinstance(event, Start):
@@ -103,6 +116,19 @@ class Connection(ServerConnection):
             self.refuse(e)
         except Exception as e:
             self._relay.fault(self, e)
+
+    async def _resume(self, event: Start, name: str) -> None:
+        """Start where another worker left off, once its memory is here."""
+        try:
+            luggage = await self._relay.fetch(name)
+            if not self._over:
+                self.session = self._relay.start(event, self, luggage)
+        except ProtocolError as e:
+            self.refuse(e)
+        except Exception as e:
+            self._relay.fault(self, e)
+        if not self._over:
+            self.hold(False)
 
     def _pace(self) -> None:
         """Frames that come too fast are read more slowly."""
@@ -137,14 +163,19 @@ class Connection(ServerConnection):
     def send_reply(self, reply: Reply | Sound) -> None:
         if self.adapter is None or self.protocol.state is not OPEN:
             return
-        for message in self.adapter.send(reply):
-            if isinstance(message, str):
-                broadcast((self,), message)
-            elif not self.transport.is_closing():
-                self.transport.write(binary(message))
+        frames = [message(m) for m in self.adapter.send(reply)]
+        if self._corked is None:
+            self._write(frames)
+        else:
+            self._corked += frames
+
+    def _write(self, frames: list[bytes]) -> None:
+        if frames and not self.transport.is_closing():
+            self.transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
     def hold(self, still: bool) -> None:
         self._held = still
+        self.read_s = time.monotonic()  # what came meanwhile may wait behind audio
         if not self.transport.is_closing():
             (self.transport.pause_reading if still else self.transport.resume_reading)()
 

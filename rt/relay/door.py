@@ -14,18 +14,23 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from ctypes import Array, c_int64
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from voicewire.engines.engine import EngineError
 
 from .place import CAPACITY, ENDED, GIVEN, NUMBERS, Place
 from .server import Config
 from .workers import logs, run_one
 
 RESTART_S = 1.0  # after a worker that ended at once, wait so long
+CANNOT = 2  # exit code of a worker that another start would not help
 log = logging.getLogger("voicewire.relay")
 
 
@@ -40,13 +45,17 @@ def _work(config: Config, index: int, counts: Array[c_int64], channel: socket.so
     """A worker's process."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     logs()
-    run_one(config, Place(index, counts, channel))
+    try:
+        run_one(config, Place(index, counts, channel))
+    except (ValueError, EngineError, OSError) as e:
+        print(f"voicewire: {e}", file=sys.stderr)
+        sys.exit(CANNOT)
 
 
 class FrontDoor:
-    """`run` returns when all workers have ended."""
+    """`run` returns when all workers have ended. ready(port): it listens."""
 
-    def __init__(self, config: Config, workers: int) -> None:
+    def __init__(self, config: Config, workers: int, ready: Callable[[int], None]) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="voicewire-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._folder / "metrics")  # read by prometheus-client when a worker imports it
         (self._folder / "metrics").mkdir()
@@ -55,13 +64,15 @@ class FrontDoor:
         self._counts = self._context.RawArray(c_int64, NUMBERS * workers)
         self._workers: list[_Worker | None] = [None] * workers
         self._ending = False
+        self._code = 0
+        self._ready = ready
 
     def run(self) -> int:
         try:
             asyncio.run(self._run())
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
-        return 0
+        return self._code
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -69,6 +80,7 @@ class FrontDoor:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, self._config.port), family=family, backlog=256) as listener:
             listener.setblocking(False)
+            self._ready(listener.getsockname()[1])
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._end)
             for i in range(len(self._workers)):
@@ -106,6 +118,9 @@ class FrontDoor:
                 mark_process_dead(w.process.pid, str(self._folder / "metrics"))  # type: ignore[no-untyped-call]
                 w.channel.close()
                 self._workers[i] = None
+                if w.process.exitcode == CANNOT and not self._ending:
+                    self._code = CANNOT
+                    self._end()
                 if not self._ending:
                     self._start(i)
 

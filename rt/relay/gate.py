@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import http
+import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
@@ -12,18 +13,23 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from . import page_files
+from .metrics import CONTENT_TYPE
+from .tickets import valid
 
+WHERE = "/v1/where"  # → {"url": …}: where a stream is to be opened
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
 class Door:
     """token: what clients must show, None: nothing. origins: web pages from elsewhere that may connect, like https://example.org.
-    local: the server listens on this machine only, so names other than this machine's are somebody's trick (DNS rebinding)."""
+    local: the server listens on this machine only, so names other than this machine's are somebody's trick (DNS rebinding).
+    tickets: the secret of a front door whose tickets (tickets.py) stand for token and origin."""
 
     token: str | None = None
     origins: tuple[str, ...] = ()
     local: bool = True
+    tickets: bytes | None = None
 
 
 def answer(status: int, text: str, **headers: str) -> Response:
@@ -45,7 +51,12 @@ def _shown(request: Request) -> str:
     scheme, _, value = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
-    return (parse_qs(urlsplit(request.path).query).get("token") or [""])[0]
+    return _ask(request, "token")
+
+
+def _ask(request: Request, key: str) -> str:
+    """A parameter of the address, "" if it is not there."""
+    return (parse_qs(urlsplit(request.path).query).get(key) or [""])[0]
 
 
 def _stranger(door: Door, headers: Headers) -> str:
@@ -61,14 +72,15 @@ def _stranger(door: Door, headers: Headers) -> str:
 
 class Gate:
     """Answers HTTP; lets WebSockets through. state() → "" when ready, else why not; room(moving) → seconds to come
-    back after, 0 when there is room."""
+    back after, 0 when there is room. elsewhere(path) → where the streams of that path are, if not here, with a query: clients are sent there."""
 
     def __init__(
         self, door: Door, paths: Collection[str], *, state: Callable[[], str], room: Callable[[bool], float], metrics: Callable[[], bytes],
-        refused: Callable[[str], None],
+        refused: Callable[[str], None], elsewhere: Callable[[str], str] | None = None,
     ) -> None:  # fmt: skip
         self._door, self._paths = door, paths
         self._state, self._room, self._metrics, self._refused = state, room, metrics, refused
+        self._elsewhere = elsewhere
         self._page = page_files.load()
 
     def check(self, request: Request) -> Response | None:
@@ -88,27 +100,34 @@ class Gate:
         if path == "/readyz":
             why = self._state()
             return "", answer(503, why, Retry_After="5") if why else answer(200, "ready")
-        if why := _stranger(self._door, request.headers):
+        ticket = valid(self._door.tickets, _ask(request, "ticket"))
+        if not ticket and (why := _stranger(self._door, request.headers)):
             return "origin", answer(403, why)
         if path == "/metrics":
             if not self._known(request):
                 return "token", self._no_token()
-            return "", respond(200, "text/plain; version=0.0.4; charset=utf-8", self._metrics(), {})
+            return "", respond(200, CONTENT_TYPE, self._metrics(), {})
         if path in self._page:
             kind, body = self._page[path]
             host = _host(request.headers)
-            return "", respond(200, kind, body, {k: v.format(socket=f"ws://{host} wss://{host}") for k, v in page_files.HEADERS.items()})
-        if path not in self._paths:
+            sockets = "ws: wss:" if self._elsewhere else f"ws://{host} wss://{host}"
+            return "", respond(200, kind, body, {k: v.format(sockets=sockets) for k, v in page_files.HEADERS.items()})
+        wanted = _ask(request, "path") or "/v1/stream" if path == WHERE else path
+        if wanted not in self._paths:
             return "path", answer(404, f"nothing here; streams are at: {', '.join(sorted(self._paths))}")
-        if request.headers.get("Upgrade", "").lower() != "websocket":
+        if path != WHERE and request.headers.get("Upgrade", "").lower() != "websocket":
             return "http", answer(426, f"{path} speaks WebSocket, not plain HTTP; use ws:// or wss://", Upgrade="websocket", Connection="Upgrade, close")
-        if not self._known(request):
+        if not ticket and not self._known(request):
             return "token", self._no_token()
         if why := self._state():
             return "draining", answer(503, why, Retry_After="1")
-        if wait := self._room("move" in parse_qs(urlsplit(request.path).query, keep_blank_values=True)):
+        moving = "move" in parse_qs(urlsplit(request.path).query, keep_blank_values=True)
+        if wait := self._room(moving):
             return "busy", answer(503, "all streams are taken, or this machine is too busy; come back later, or start more workers", Retry_After=f"{wait:.0f}")
-        return "", None
+        url = self._elsewhere(wanted) + "&move" * moving if self._elsewhere else wanted
+        if path == WHERE:
+            return "", respond(200, "application/json", json.dumps({"url": url}).encode(), {"Cache-Control": "no-store"})
+        return "", answer(307, url, Location=url) if self._elsewhere else None
 
     def _known(self, request: Request) -> bool:
         return self._door.token is None or hmac.compare_digest(_shown(request).encode(), self._door.token.encode())

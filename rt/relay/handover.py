@@ -1,30 +1,61 @@
-"""Streams on their way from one worker to another: a folder both can reach, a file each, named by something nobody can guess."""
+"""Streams on their way from one worker to another, each under a name that nobody can guess."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
 import time
 from pathlib import Path
+from typing import Protocol
 
 from .events import ProtocolError
 
 KEEP_S = 60.0
-MOST_FILES = 1024
+MOST = 1024  # streams on their way at once
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
-class Handover:
-    """put(bytes) → name, take(name) → bytes, once. The folder should be in memory (/dev/shm) or on a fast shared disk, and private."""
+def name_one() -> str:
+    return secrets.token_hex(16)
+
+
+def unknown() -> ProtocolError:
+    return ProtocolError("bad_resume", "there is no stream of that name to resume; it was resumed already, or is too old", fatal=True)
+
+
+class Handover(Protocol):
+    """A place that workers can reach."""
+
+    async def put(self, data: bytes) -> str:
+        """Keep a stream's memory; → its name. OSError when that cannot be done."""
+
+    async def take(self, name: str) -> bytes:
+        """Once. ProtocolError `bad_resume` for a name that is unknown, used or old."""
+
+    async def sweep(self) -> None:
+        """Forget what nobody came for within a minute."""
+
+
+class Folder:
+    """A `Handover`: a file each. The folder should be in memory (/dev/shm) or on a fast shared disk, and private."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def put(self, data: bytes) -> str:
-        """OSError when the folder cannot take it."""
-        name = secrets.token_hex(16)
+    async def put(self, data: bytes) -> str:
+        return await asyncio.to_thread(self._put, data)
+
+    async def take(self, name: str) -> bytes:
+        return await asyncio.to_thread(self._take, name)
+
+    async def sweep(self) -> None:
+        await asyncio.to_thread(self._sweep)
+
+    def _put(self, data: bytes) -> str:
+        name = name_one()
         part = self._folder / f"{name}.part"
         fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(fd, "wb") as f:
@@ -32,8 +63,7 @@ class Handover:
         os.replace(part, self._folder / f"{name}.stream")
         return name
 
-    def take(self, name: str) -> bytes:
-        """ProtocolError `bad_resume` for a name that is unknown, used or old."""
+    def _take(self, name: str) -> bytes:
         path = self._folder / f"{name}.stream"
         mine = path.with_suffix(".taken")
         try:
@@ -43,13 +73,12 @@ class Handover:
             data = mine.read_bytes()
             mine.unlink()
         except OSError:
-            raise ProtocolError("bad_resume", "there is no stream of that name to resume; it was resumed already, or is too old", fatal=True) from None
+            raise unknown() from None
         return data
 
-    def sweep(self) -> None:
-        """Remove what nobody came for."""
+    def _sweep(self) -> None:
         old = time.time() - KEEP_S
         files = sorted(self._folder.glob("*"), key=lambda p: p.stat().st_mtime if p.exists() else 0)
         for path in files:
-            if len(files) > MOST_FILES or (path.exists() and path.stat().st_mtime < old):
+            if len(files) > MOST or (path.exists() and path.stat().st_mtime < old):
                 path.unlink(missing_ok=True)

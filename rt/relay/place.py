@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Callable
 from ctypes import Array, c_int64
 from dataclasses import dataclass, field
@@ -22,13 +21,13 @@ class Place:
     channel: socket.socket
     _tasks: set[asyncio.Task[object]] = field(default_factory=set, init=False)
 
-    def serve(self, loop: asyncio.AbstractEventLoop, capacity: int, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None) -> None:
-        """From now on, take what the door gives."""
+    def serve(self, loop: asyncio.AbstractEventLoop, capacity: int, protocol: Callable[[], asyncio.Protocol], orphaned: Callable[[], None]) -> None:
+        """From now on, take what the door gives. orphaned: called when the door is gone."""
         self.channel.setblocking(False)
         self._set(CAPACITY, capacity)
-        loop.add_reader(self.channel.fileno(), self._take, loop, protocol, tls)
+        loop.add_reader(self.channel.fileno(), self._take, loop, protocol, orphaned)
 
-    def leave(self, loop: asyncio.AbstractEventLoop) -> None:
+    def leave(self) -> None:
         """No more. What was given already is still taken, and told that this server is being emptied."""
         self._set(CAPACITY, 0)
 
@@ -38,27 +37,26 @@ class Place:
     def _set(self, number: int, value: int) -> None:
         self.counts[self.index * NUMBERS + number] = value
 
-    def _take(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None) -> None:
+    def _take(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol], orphaned: Callable[[], None]) -> None:
         try:
             data, fds, _, _ = socket.recv_fds(self.channel, 64, 64)
         except BlockingIOError:
             return
-        if not data:  # the door is gone: so is everything
+        if not data:
             loop.remove_reader(self.channel.fileno())
+            orphaned()
             return
         for fd in fds:
             connection = socket.socket(fileno=fd)
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = loop.create_task(self._greet(loop, protocol, connection, tls))
+            task = loop.create_task(self._greet(loop, protocol, connection))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _greet(
-        self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol], connection: socket.socket, tls: ssl.SSLContext | None
-    ) -> None:
+    async def _greet(self, loop: asyncio.AbstractEventLoop, protocol: Callable[[], asyncio.Protocol], connection: socket.socket) -> None:
         try:
-            await loop.connect_accepted_socket(protocol, connection, ssl=tls, ssl_handshake_timeout=5 if tls else None)
-        except OSError:  # a client that went away, or cannot do TLS
+            await loop.connect_accepted_socket(protocol, connection)
+        except OSError:  # a client that went away
             connection.close()
             self.gone()

@@ -39,13 +39,14 @@ def unpack_header(message: bytes) -> tuple[int, int, int, memoryview]:
 # -- JSON, field by field ----------------------------------------------------------------------------------------------
 
 
-def _object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """ProtocolError `bad_json` for text that is none."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
         raise ProtocolError("bad_json", "a text message must be one JSON object") from None
-    if not isinstance(message, dict) or not isinstance(message.get("event"), str):
-        raise ProtocolError("bad_json", 'a text message must be a JSON object with a text field "event"')
+    if not isinstance(message, dict):
+        raise ProtocolError("bad_json", "a text message must be one JSON object")
     return message
 
 
@@ -178,7 +179,7 @@ class V1:
 
     def receive(self, message: str | bytes) -> Sequence[Event]:
         if isinstance(message, str):
-            return [self._control(_object(message))]
+            return [self._control(json_object(message))]
         if self._start is None:
             raise ProtocolError("bad_order", 'the first message must be text: {"event": "start", "rate": ...}', fatal=True)
         if not self._start.header:
@@ -187,6 +188,8 @@ class V1:
         return [Sound(self._codec.decode(payload), sequence, capture_us, flags)]
 
     def _control(self, message: dict[str, Any]) -> Event:
+        if not isinstance(message.get("event"), str):
+            raise ProtocolError("bad_json", 'a text message must be a JSON object with a text field "event"')
         if self._start is not None:
             return parse_control(message)
         if message["event"] != "start":

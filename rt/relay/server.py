@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import signal
-import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
@@ -29,7 +28,7 @@ from .capacity import measure
 from .connection import Connection
 from .events import Adapter, ProtocolError, Reply, Start
 from .gate import Door, Gate
-from .handover import Handover
+from .handover import Folder, Handover
 from .limits import Limits
 from .metrics import Metrics
 from .place import Place
@@ -37,6 +36,7 @@ from .protocol import V1
 from .record import Recorder
 from .session import Session
 from .slots import FRAME_S, Batching, Delivery, Full, Scheduler, Slot, StepTime
+from .tls import TlsFirst, context
 
 ADAPTERS: dict[str, Callable[[], Adapter]] = {"/v1/stream": V1, "/vonage": Vonage, "/twilio": Twilio}  # path → dialect (events.py says what one is)
 RETRY_S = 5.0
@@ -67,7 +67,8 @@ class Config:
 class Relay:
     """One worker. `await run(...)` serves until SIGTERM or SIGINT, then lets its streams go."""
 
-    def __init__(self, engine: Engine, config: Config) -> None:
+    def __init__(self, engine: Engine, config: Config, handover: Handover | None = None) -> None:
+        """handover: where streams leave for other workers, if not through the folder that the configuration names."""
         self.config, self.limits = config, config.limits
         self.capacity = config.max_streams or measure(engine, config.batching.max_batch)
         self.metrics = Metrics()
@@ -75,7 +76,7 @@ class Relay:
         self.sessions: dict[str, tuple[Session, Connection]] = {}
         self._loop = asyncio.get_running_loop()
         self._scheduler = Scheduler(engine, self.capacity, self._results, config.batching, self._stepped)
-        self._handover = Handover(config.handover) if config.handover else None
+        self._handover = handover or (Folder(config.handover) if config.handover else None)
         self._recorder = Recorder(config.record) if config.record else None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._connections = 0
@@ -120,18 +121,19 @@ class Relay:
             self._connections -= 1
             self.ended(connection)
 
-    def start(self, event: Start, connection: Connection) -> Session:
+    async def fetch(self, name: str) -> bytes:
+        """What a stream that moves has left behind. ProtocolError `bad_resume`."""
+        if self._handover is None:
+            raise ProtocolError("bad_resume", "this server keeps no streams to resume", fatal=True)
+        return await self._handover.take(name)
+
+    def start(self, event: Start, connection: Connection, luggage: bytes | None = None) -> Session:
         """Admit a stream. ProtocolError `busy`, `draining` or `bad_resume`."""
         if why := self._state():
             raise ProtocolError("draining", why, fatal=True)
         if self._room(event.resume is not None):
             self.metrics.refused.labels("busy").inc()
             raise ProtocolError("busy", f"all {self.capacity} streams are taken, or this machine is too busy; come back later", fatal=True)
-        luggage = None
-        if event.resume is not None:
-            if self._handover is None:
-                raise ProtocolError("bad_resume", "this server keeps no streams to resume", fatal=True)
-            luggage = self._handover.take(event.resume)
         name = secrets.token_hex(8)
         record = functools.partial(self._recorder.put, name) if self._recorder else None
         try:
@@ -206,10 +208,12 @@ class Relay:
                     self.fault(connection, e)
                 if self.limits.session_s and now - session.began > self.limits.session_s:
                     connection.refuse(ProtocolError("too_long", f"a session may last {self.limits.session_s:.0f} s", fatal=True))
+                elif now - connection.read_s > (self.limits.idle_timeout_s if session.held else self.limits.ping_s + self.limits.pong_s):
+                    connection.transport.abort()  # not even an answer to a ping: nobody is there
                 elif now - session.heard > self.limits.idle_timeout_s and not session.held:
                     connection.refuse(ProtocolError("idle", f"no audio for {self.limits.idle_timeout_s:.0f} s", fatal=True))
             if self._handover:
-                await asyncio.to_thread(self._handover.sweep)
+                await self._handover.sweep()
 
     def _say_engine(self) -> None:
         """What steps, at the start and whenever that changes: a GPU that is lost is replaced by the CPU."""
@@ -234,7 +238,7 @@ class Relay:
             connection.refuse(ProtocolError("bad_order", "this server has nowhere to keep a stream; start it with --handover", fatal=True))
             return
         try:
-            name = self._handover.put(await asyncio.to_thread(session.pack))
+            name = await self._handover.put(await asyncio.to_thread(session.pack))
         except OSError as e:
             self.fault(connection, e)
             return
@@ -260,6 +264,21 @@ class Relay:
     @property
     def draining(self) -> bool:
         return self._drain.is_set()
+
+    @property
+    def busy(self) -> bool:
+        """Newcomers are refused."""
+        return self._room(False) > 0
+
+    @property
+    def used(self) -> int:
+        """Slots."""
+        return self._scheduler.used
+
+    @property
+    def broken(self) -> str:
+        """Why the engine makes no more steps, "" if it does."""
+        return self._scheduler.fault
 
     def drain(self) -> None:
         """Admit nobody any more and ask all to leave."""
@@ -288,28 +307,34 @@ class Relay:
         """Serve on host and port of the configuration, or at a place behind a front door, until SIGTERM or `drain`. ready(port): it listens."""
         c = self.config
         for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not the main thread: tests
+            with contextlib.suppress(ValueError, RuntimeError):  # not the main thread (tests, a worker of a cluster), or not on this system
                 self._loop.add_signal_handler(number, self.drain)
-        tls = _tls(c)
+        tls = context(c.certificate, c.key)
         self._place = place
-        options: dict[str, Any] = {"write_limit": self.limits.write_bytes, "ping_interval": 5, "ping_timeout": 20, "close_timeout": 2}
+        limits = self.limits
+        options: dict[str, Any] = {"write_limit": limits.write_bytes, "ping_interval": limits.ping_s, "ping_timeout": None, "close_timeout": 2}
+
+        def accept(protocol: ServerProtocol, server: Server, **more: Any) -> asyncio.Protocol:
+            connection = Connection(self, protocol, server, **more)
+            return connection if tls is None else TlsFirst(connection, tls, limits.start_timeout_s, self.gone)
+
         # with a front door, connections come from there; the library still wants to listen somewhere
         where: dict[str, Any] = {"unix": True, "path": f"\0voicewire-{os.getpid()}"} if place else {"host": c.host, "port": c.port, "backlog": 256}
         clocks = [self._loop.create_task(self._tick()), self._loop.create_task(self._play_out())]
         try:
             async with serve(
-                self._handle, **where, ssl=tls, compression=None, process_request=self._check, create_connection=functools.partial(Connection, self),  # type: ignore[arg-type]
-                max_size=self.limits.message_bytes, open_timeout=self.limits.start_timeout_s, server_header="voicewire", **options,
+                self._handle, **where, compression=None, process_request=self._check, create_connection=accept,  # type: ignore[arg-type]
+                max_size=limits.message_bytes, open_timeout=limits.start_timeout_s, server_header="voicewire", **options,
             ) as server:  # fmt: skip
                 port = 0 if place else next(iter(server.sockets)).getsockname()[1]
                 if place:
-                    place.serve(self._loop, self.capacity, lambda: Connection(self, ServerProtocol(max_size=self.limits.message_bytes), server, **options), tls)
+                    place.serve(self._loop, self.capacity, lambda: accept(ServerProtocol(max_size=limits.message_bytes), server, **options), self.drain)
                 self._say("listen", port=port or c.port, pid=os.getpid(), tls=tls is not None, max_streams=self.capacity, token=c.door.token is not None)
                 if ready:
                     ready(port)
                 await self._drain.wait()
                 if place:
-                    place.leave(self._loop)
+                    place.leave()
                 server.close(close_connections=False)  # what comes now goes to others
                 end = time.monotonic() + self.limits.drain_s
                 while self.sessions and time.monotonic() < end:  # noqa: ASYNC110  (an event set by the last session would be one more state)
@@ -323,14 +348,3 @@ class Relay:
             if self._recorder:
                 self._recorder.end()
             self._say("stop")
-
-
-def _tls(c: Config) -> ssl.SSLContext | None:
-    if c.certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(c.certificate, c.key)
-    except (OSError, ssl.SSLError) as e:
-        raise ValueError(f"the certificate {c.certificate} and its key cannot be used: {e}") from None
-    return context

@@ -79,6 +79,7 @@ class Session:
         self._held = self._ending = False
         self.order: Order = Playout(start.rate) if start.header and start.live else InOrder()  # of Sounds with sequence numbers
         self._sequence: int | None = None  # of the last Sound processed
+        self._next_us = 0  # when the one after it was recorded
         self._skipped = 0  # samples since the last `lag`
         self._heard_frames: deque[Samples] = deque()  # what was sent in, for the record
         packed = None if luggage is None else self._unpack(luggage)
@@ -126,7 +127,7 @@ class Session:
             y, repaired = to_float(x)
             self.tally.repaired_samples += repaired
             x = y.T.mean(0, keepdims=True)
-        self._sequence = sound.sequence
+        self._sequence, self._next_us = sound.sequence, sound.capture_us and sound.capture_us + n * 1_000_000 // self.start.rate
         self.tally.samples_in += n
         self._push(x.reshape(1, n))
         self._owed.append(_Owed(n, sound.sequence, sound.capture_us, sound.flags))
@@ -147,7 +148,7 @@ class Session:
                     self._process(each)
             if isinstance(event, Stop):
                 self._push(np.zeros((1, self._lane.latency_samples), np.int16 if self._direct else np.float32))
-                self._owed.append(_Owed(self._lane.latency_samples, None if self._sequence is None else self._sequence + 1, 0, 0))
+                self._owed.append(_Owed(self._lane.latency_samples, None if self._sequence is None else self._sequence + 1, self._next_us, 0))
             self._ending = not isinstance(event, Mark)
             self._owed.append(event)
             self._answer()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import dataclasses
+import functools
 import gc
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from voicewire.engines.engine import open_engine
@@ -16,7 +20,11 @@ from ..files import InputError
 from .gate import LOOPBACK, Door
 from .limits import Limits
 from .place import Place
+from .scale import Sizes
 from .server import Config, Relay
+from .tls import context
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def configure(a: argparse.Namespace) -> Config:
@@ -26,22 +34,15 @@ def configure(a: argparse.Namespace) -> Config:
     for path in (a.cert, a.key):
         if path is not None and not path.is_file():
             raise InputError(f"no file {path}")
+    context(a.cert, a.key)
     if a.token is not None and not a.token.strip():
         raise InputError("the token is empty; leave --token away to let everyone in")
     limits = dataclasses.replace(Limits(), session_s=None if a.max_minutes is None else 60.0 * a.max_minutes, drain_s=float(a.drain_s))
     door = Door(a.token, tuple(o.rstrip("/") for o in a.origin), a.host in LOOPBACK)
     return Config(
-        host=a.host,
-        port=a.port,
-        door=door,
-        limits=limits,
-        max_streams=a.max_streams,
-        certificate=a.cert,
-        key=a.key,
-        record=a.record,
-        handover=a.handover,
-        engine=a.engine,
-    )
+        host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record,
+        handover=getattr(a, "handover", None), engine=a.engine,
+    )  # fmt: skip
 
 
 def logs() -> None:
@@ -67,35 +68,56 @@ def loop_factory() -> asyncio.AbstractEventLoop:
 def settle() -> None:
     """Set this process up to relay: nothing of Python's own may keep the streams waiting."""
     sys.setswitchinterval(5e-4)  # the event loop must not wait long for a step's Python
+    # the arrays of a step must not go back to the kernel after it and be cleared anew for the next: that was two thirds of a step of 64 slots' transforms
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)  # messages make no cycles that are worth looking for after every 700 objects
 
 
-def run_one(config: Config, place: Place | None = None) -> None:
-    """This process serves until it is told to end."""
+def run_one(config: Config, place: Place | None = None, ready: Callable[[int], None] | None = None) -> None:
+    """This process serves until it is told to end. ready(port): it listens."""
     settle()
 
     async def main() -> None:
-        await Relay(open_engine(config.engine), config).run(place)
+        await Relay(open_engine(config.engine), config).run(place, ready)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
 
 
-def serve(a: argparse.Namespace) -> int:
-    config = configure(a)
-    logs()
+def _announce(config: Config, port: int) -> None:
     scheme = "https" if config.certificate else "http"
     shown = "localhost" if config.door.local else config.host
     if not config.door.local and config.door.token is None:
         print("voicewire: no --token: everyone who reaches this machine may use it", file=sys.stderr)
     if config.record:
         print(f"voicewire: all streams are recorded in {Path(config.record).absolute()}; clients are told so in `ready`", file=sys.stderr)
-    print(f"voicewire: serving {scheme}://{shown}:{config.port}/ · Ctrl-C ends", file=sys.stderr)
+    print(f"voicewire: serving {scheme}://{shown}:{port}/ · Ctrl-C ends", file=sys.stderr)
+
+
+def cluster(a: argparse.Namespace) -> int:
+    try:
+        from .cluster import run
+    except ImportError as e:
+        raise InputError(f"voicewire cluster needs Ray ({e.name} is missing); pip install 'voicewire[cluster]'") from None
+    config = configure(a)
+    most = a.max_workers or a.workers
+    if most < a.workers or a.cpus < 0 or a.gpus < 0:
+        raise InputError("--max-workers must be at least --workers, --cpus and --gpus at least 0")
+    logs()
+    return run(config, Sizes(a.workers, most, a.cpus, a.gpus), a.address, functools.partial(_announce, config))
+
+
+def serve(a: argparse.Namespace) -> int:
+    config = configure(a)
+    logs()
     if a.workers == 1:
-        run_one(config)
+        run_one(config, ready=functools.partial(_announce, config))
         return 0
     from .door import FrontDoor
 
-    return FrontDoor(config, a.workers).run()
+    return FrontDoor(config, a.workers, functools.partial(_announce, config)).run()

@@ -15,16 +15,16 @@ from voicewire.rt.relay.events import Clear, Mark, ProtocolError, Reply, Sound, 
 from voicewire.rt.relay.mulaw import decode, encode
 
 # https://www.twilio.com/docs/voice/media-streams/websocket-messages, "WebSocket messages from Twilio", in the order of a call
-SID = "MZXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX"
+SID = "MZ18ad3ab5a668481ce02b83e7395059f0"
 TWILIO_CALL = [
     {"event": "connected", "protocol": "Call", "version": "1.0.0"},
     {
         "event": "start",
         "sequenceNumber": "1",
         "start": {
-            "accountSid": "ACXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX",
+            "accountSid": "AC9f2c61d07be34a58b1d6e0c4f7a85b23",
             "streamSid": SID,
-            "callSid": "CAXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX",
+            "callSid": "CA5e7d10c2948b4f6fa3b7c8d9e0f12364",
             "tracks": ["inbound"],
             "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
             "customParameters": {"FirstName": "Jane", "LastName": "Doe", "RemoteParty": "Bob"},
@@ -44,7 +44,7 @@ TWILIO_CALL = [
         "event": "stop",
         "sequenceNumber": "7",
         "streamSid": SID,
-        "stop": {"accountSid": "ACXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX", "callSid": "CAXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX"},
+        "stop": {"accountSid": "AC9f2c61d07be34a58b1d6e0c4f7a85b23", "callSid": "CA5e7d10c2948b4f6fa3b7c8d9e0f12364"},
     },
 ]
 

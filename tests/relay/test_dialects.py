@@ -7,15 +7,17 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from relay_tools import Running, Wire
+from relay_tools import Running
 from test_adapters import SID, TWILIO_CALL, VONAGE_CALL
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from tools.relay_peer import Wire
 from voicewire.engines import Engine
 from voicewire.rt import files as audio
 from voicewire.rt.relay.mulaw import decode, encode
@@ -126,57 +128,52 @@ def test_a_gap_in_the_numbers_is_filled_and_flagged(wire: Running) -> None:
 # -- pipecat -----------------------------------------------------------------------------------------------------------
 
 
+async def converse(theirs: Any, ws: ClientConnection, x: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
+    """x through a serializer of pipecat's to the relay and back, 20 ms a message."""
+    from pipecat.frames.frames import InputAudioRawFrame, OutputAudioRawFrame
+
+    theirs._sample_rate = rate  # what its `setup` would do
+    heard = b""
+    for at in range(0, len(x), rate // 50):
+        ws.send(await theirs.serialize(OutputAudioRawFrame(x[at : at + rate // 50].tobytes(), rate, 1)))
+    for _ in range(0, len(x), rate // 50):
+        got = await theirs.deserialize(ws.recv(5))
+        assert isinstance(got, InputAudioRawFrame) and got.sample_rate == rate
+        heard += got.audio
+    return np.frombuffer(heard, np.int16)
+
+
 def test_pipecats_twilio_serializer_is_understood(wire: Running) -> None:
     pytest.importorskip("pipecat", reason="pipecat is missing: pip install 'voicewire[pipecat]'")
-    from pipecat.frames.frames import InputAudioRawFrame, InterruptionFrame, OutputAudioRawFrame
+    from pipecat.frames.frames import InterruptionFrame
     from pipecat.serializers.twilio import TwilioFrameSerializer
 
-    async def talk() -> tuple[bytes, list[str]]:
+    async def talk() -> NDArray[np.int16]:
         theirs = TwilioFrameSerializer(SID, params=TwilioFrameSerializer.InputParams(auto_hang_up=False, sample_rate=8000))
-        theirs._sample_rate = 8000
-        heard, events = b"", []
         with dial(wire, "/twilio") as ws:
             for m in TWILIO_CALL[:2]:
                 ws.send(json.dumps(m))
-            for at in range(0, 8000, 160):
-                said = await theirs.serialize(OutputAudioRawFrame(x[at : at + 160].tobytes(), 8000, 1))
-                assert isinstance(said, str)
-                ws.send(said)
-            for _ in range(50):
-                frame = await theirs.deserialize(ws.recv(5))
-                assert isinstance(frame, InputAudioRawFrame) and frame.sample_rate == 8000
-                heard += frame.audio
+            y = await converse(theirs, ws, x, 8000)
             said = await theirs.serialize(InterruptionFrame())
             assert isinstance(said, str)
             ws.send(said)
-            events.append(json.loads(ws.recv(5))["event"])
-        return heard, events
+            assert json.loads(ws.recv(5))["event"] == "clear"
+        return y
 
     x = decode(encode((6000 * np.sin(np.arange(8000) / 9)).astype(np.int16)))
-    heard, events = asyncio.run(talk())
-    y = np.frombuffer(heard, np.int16)
-    assert events == ["clear"] and len(y) == 8000
+    y = asyncio.run(talk())
     assert np.abs(y[240:].astype(int) - x[:-240]).max() <= 260  # the wire changes nothing but one more rounding to µ-law
 
 
 def test_pipecats_vonage_serializer_is_understood(wire: Running) -> None:
     pytest.importorskip("pipecat", reason="pipecat is missing: pip install 'voicewire[pipecat]'")
-    from pipecat.frames.frames import InputAudioRawFrame, InterruptionFrame, OutputAudioRawFrame, OutputTransportMessageFrame
+    from pipecat.frames.frames import InterruptionFrame, OutputTransportMessageFrame
     from pipecat.serializers.vonage import VonageFrameSerializer
 
-    async def talk() -> bytes:
+    async def talk() -> NDArray[np.int16]:
         theirs = VonageFrameSerializer(VonageFrameSerializer.InputParams(vonage_sample_rate=16000, sample_rate=16000))
-        theirs._sample_rate = 16000
-        heard = b""
         with dial(wire, "/vonage") as ws:
-            for at in range(0, 16000, 320):
-                said = await theirs.serialize(OutputAudioRawFrame(x[at : at + 320].tobytes(), 16000, 1))
-                assert isinstance(said, bytes)
-                ws.send(said)
-            for _ in range(50):
-                frame = await theirs.deserialize(ws.recv(5))
-                assert isinstance(frame, InputAudioRawFrame)
-                heard += frame.audio
+            y = await converse(theirs, ws, x, 16000)
             notify = await theirs.serialize(OutputTransportMessageFrame(message={"action": "notify", "payload": {"at": 1}}))
             clear = await theirs.serialize(InterruptionFrame())
             assert isinstance(notify, str) and isinstance(clear, str)
@@ -185,10 +182,10 @@ def test_pipecats_vonage_serializer_is_understood(wire: Running) -> None:
             ws.send(clear)
             cleared = ws.recv(5)
             assert json.loads(cleared) == {"event": "websocket:cleared"} and await theirs.deserialize(cleared) is None
-        return heard
+        return y
 
     x = (6000 * np.sin(np.arange(16000) / 9)).astype(np.int16)
-    y = np.frombuffer(asyncio.run(talk()), np.int16)
+    y = asyncio.run(talk())
     assert np.abs(y[480:].astype(int) - x[:-480]).max() <= 1
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -16,11 +18,14 @@ import numpy as np
 import pytest
 import soundfile as sf
 from numpy.typing import NDArray
+from relay_tools import Running, wait_for
+from websockets.asyncio.server import serve
 
 from voicewire.engines import Engine
 from voicewire.rt import files as audio
-from voicewire.rt.relay.gate import Door
-from voicewire.rt.relay.server import Config, Relay
+from voicewire.rt.relay.gate import Door, Gate
+from voicewire.rt.relay.server import ADAPTERS, Config
+from voicewire.rt.relay.tickets import issue
 from voicewire.rt.stream import Stream
 
 F32 = NDArray[np.float32]
@@ -32,6 +37,7 @@ if CHROMIUM is None:
 soxr = pytest.importorskip("soxr")
 
 RATE = 16000
+SECRET = b"between door and relays"
 LEAD_S, SPOKEN_S = 1.0, 6.0  # silence before the speech, while it connects; speech
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic",
@@ -65,44 +71,17 @@ GIVE = """() => {
 }"""
 
 
-class Served:
-    """A relay on a thread of its own."""
-
-    def __init__(self, engine: Engine, token: str | None = None, port: int = 0) -> None:
-        self.port = port
-        self._ready, self._engine, self._config = threading.Event(), engine, Config(port=port, max_streams=4, door=Door(token))
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-        assert self._ready.wait(20)
-
-    async def _run(self) -> None:
-        self.relay, self._loop = Relay(self._engine, self._config), asyncio.get_running_loop()
-        await self.relay.run(ready=self._listening)
-
-    def _listening(self, port: int) -> None:
-        self.port = port
-        self._ready.set()
+class Served(Running):
+    """A relay, as a browser sees it."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    def end(self) -> None:
-        """At once: whoever is still connected is cut off."""
-
-        def cut() -> None:
-            for _, connection in list(self.relay.sessions.values()):
-                connection.transport.abort()
-            self.relay.drain()
-
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(cut)
-            self._thread.join(10)
-
 
 @pytest.fixture
 def served(engine: Engine) -> Iterator[Served]:
-    s = Served(engine)
+    s = Served(engine).__enter__()
     yield s
     s.end()
 
@@ -145,20 +124,38 @@ def expect_text(page: Any, selector: str, text: str, timeout_ms: int = 15_000) -
     sync_api.expect(page.locator(selector)).to_contain_text(text, timeout=timeout_ms)
 
 
-def align(y: F32, reference: F32) -> F32:
-    """y moved to where it agrees with the reference best, and as long."""
-    n = 1 << int(np.ceil(np.log2(len(y) + len(reference))))
-    lag = int(np.argmax(np.fft.irfft(np.fft.rfft(y, n) * np.conj(np.fft.rfft(reference, n)), n)))
-    y = y[lag:] if lag < n // 2 else np.concatenate([np.zeros(n - lag, np.float32), y])
-    return np.concatenate([y, np.zeros(max(0, len(reference) - len(y)), np.float32)])[: len(reference)]
+def place(part: F32, whole: F32) -> int:
+    """Where in `whole` it agrees with `part` best, in samples; may be negative."""
+    n = 1 << int(np.ceil(np.log2(len(part) + len(whole))))
+    at = int(np.argmax(np.fft.irfft(np.fft.rfft(whole, n) * np.conj(np.fft.rfft(part, n)), n)))
+    return at if at < n // 2 else at - n
 
 
-def troubles(page: Any, served: Served) -> tuple[str, int]:
-    """What page and server have counted so far."""
-    said = " · ".join(page.inner_text(f"#{i}") for i in ("gaps", "gaps-parts", "lost"))
+def troubles(page: Any, served: Served) -> tuple[int, str]:
+    """How much has been heard, in samples, and what page and server have counted by then."""
+    heard, said = page.evaluate(
+        "() => [window.heard.reduce((n, b) => n + b.length, 0), ['gaps', 'gaps-parts', 'lost'].map((i) => document.getElementById(i).textContent).join(' · ')]"
+    )
     (session, _) = next(iter(served.relay.sessions.values()))
     c = session.order.buffer.counts
-    return said, c.concealed_samples + c.inserted_samples + c.removed_samples + c.dropped_samples
+    return heard, f"{said} · {c.concealed_samples + c.inserted_samples + c.removed_samples + c.dropped_samples}"
+
+
+def calm(heard: F32, rate: int, seen: list[tuple[int, str]]) -> F32:
+    """The longest part that sounds and in which nothing was counted, a quarter of a second less at both ends."""
+    block, margin, longest = rate // 100, rate // 4, heard[:0]
+    for _, same in itertools.groupby(seen, key=lambda s: s[1]):
+        run = list(same)
+        first, last = run[0][0] + margin, run[-1][0] - margin
+        blocks = heard[first : max(first, last)]
+        blocks = blocks[: len(blocks) // block * block].reshape(-1, block)
+        at = 0
+        for sounds, some in itertools.groupby(np.abs(blocks).max(1) > 1e-5):  # a gap is counted where it begins; what follows is nothing
+            n = len(list(some))
+            if sounds and n * block > len(longest):
+                longest = blocks[at : at + n].ravel()
+            at += n
+    return longest
 
 
 def likeness(y: F32, reference: F32) -> float:
@@ -168,6 +165,7 @@ def likeness(y: F32, reference: F32) -> float:
 
 
 def test_what_is_played_is_as_good_as_the_file_command(page: Any, served: Served, microphone: Path, clean: F32, engine: Engine) -> None:
+    """Heard live. Where a busy machine makes gaps, the longest part without any is judged."""
     try:
         from pesq import pesq
     except ImportError:
@@ -175,31 +173,41 @@ def test_what_is_played_is_as_good_as_the_file_command(page: Any, served: Served
     page.add_init_script(LISTEN)
     x, rate, _ = audio.read(microphone)
     lead, n = round(LEAD_S * RATE), round(SPOKEN_S * RATE)
-    clean = clean[:n]
     before, by_file = (soxr.resample(z[:, 0], rate, RATE)[lead : lead + n] for z in (x, audio.process(x, Stream(rate, engine=engine))[0]))
+    longest: tuple[F32, F32] = (before[:0], before[:0])
     for _ in range(3):
         page.goto(served.url)
         page.click("#go")
         expect_text(page, "#state", "Live")
-        page.wait_for_timeout(400)
-        at_first = troubles(page, served)
-        page.wait_for_timeout(1000 * (LEAD_S + n / RATE + 0.2))
-        at_last = troubles(page, served)
+        seen, end = [], time.monotonic() + LEAD_S + SPOKEN_S + 0.5
+        while time.monotonic() < end:
+            seen.append(troubles(page, served))
+            page.wait_for_timeout(100)
         page.click("#go")
         expect_text(page, "#state", "Ready")
         heard_rate, text = page.evaluate(GIVE)
-        heard = align(soxr.resample(np.frombuffer(base64.b64decode(text), np.float32), heard_rate, RATE), by_file)
-        print(f"likeness {likeness(heard, by_file):.3f}, of the microphone {likeness(before, by_file):.3f}; troubles {at_first} … {at_last}")
-        if pesq:
-            scores = [pesq(RATE, clean, z, "wb") for z in (heard, by_file, before)]
-            print("PESQ page {:.3f}, file {:.3f}, microphone {:.3f}".format(*scores))
-        if at_first == at_last:
+        heard = np.frombuffer(base64.b64decode(text), np.float32)
+        part = soxr.resample(calm(heard, heard_rate, seen), heard_rate, RATE)
+        if not len(part):
+            continue
+        at = place(part, by_file)
+        part, at = part[max(0, -at) :], max(0, at)
+        part = part[: max(0, n - at)]
+        print(f"{len(part) / RATE:.1f} s without trouble, {at / RATE:.2f} s after the beginning")
+        if len(part) > len(longest[0]):
+            longest, found = (part, by_file[at : at + len(part)]), at
+        if len(part) > 4 * RATE:
             break
-    else:
-        pytest.skip("this machine is too busy to play in real time: gaps were counted in each of three runs")
-    assert likeness(heard, by_file) > 0.95 > likeness(before, by_file)
+    part, same = longest
+    if len(part) < 2 * RATE:
+        pytest.skip("this machine is too busy to play in real time: not two seconds without a gap in three runs (record and compare is judged all the same)")
+    noisy = before[found : found + len(part)]
+    print(f"likeness {likeness(part, same):.3f}, of the microphone {likeness(noisy, same):.3f}")
+    assert likeness(part, same) > 0.95 > likeness(noisy, same)
     if pesq:
-        assert abs(scores[0] - scores[1]) <= 0.1 and scores[0] > scores[2] + 0.05
+        scores = [pesq(RATE, clean[found : found + len(part)], z, "wb") for z in (part, same, noisy)]
+        print("PESQ page {:.3f}, file {:.3f}, microphone {:.3f}".format(*scores))
+        assert abs(scores[0] - scores[1]) <= 0.1 and scores[0] > scores[2]
 
 
 def test_everything_works_from_the_keyboard(page: Any, served: Served) -> None:
@@ -240,35 +248,33 @@ def test_everything_works_from_the_keyboard(page: Any, served: Served) -> None:
     assert not page.locator("#trouble").is_visible()
 
 
-def test_both_recordings_are_whole_and_on_one_time_line(page: Any, served: Served, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rate", [44100, 48000])
+def test_what_is_recorded_is_bit_for_bit_what_the_file_command_makes_of_it(page: Any, served: Served, engine: Engine, tmp_path: Path, rate: int) -> None:
+    """Record and compare: both recordings are whole and on one time line, however busy the machine is."""
+    page.add_init_script(
+        f"const Plain = AudioContext; window.AudioContext = class extends Plain {{ constructor(o) {{ super({{ ...o, sampleRate: {rate} }}); }} }};"
+    )
     page.goto(served.url)
     page.check("input[value=compare]", force=True)
-    page.click("#bypass")  # so that both are the same
     page.click("#go")
-    expect_text(page, "#state", "Recording, 3")
-    counted = troubles(page, served)[1] or "sent" in page.inner_text("#lost-parts")
+    expect_text(page, "#state", "Recording, 4")
     page.click("#go")
-    expect_text(page, "#state", "Ready")
+    expect_text(page, "#state", "Ready", 45_000)
     got = []
     for name in ("before", "after"):
         with page.expect_download() as download:
             page.click(f"#save-{name}")
         download.value.save_as(tmp_path / f"{name}.wav")
-        got.append(sf.read(tmp_path / f"{name}.wav", dtype="float32"))
-    (before, rate), (after, same_rate) = got
-    assert rate == same_rate and len(before) == len(after) > 2 * rate
-    if counted:
-        pytest.skip("this machine is too busy to record in real time: packets were late or left out")
-    # on the second half: a busy machine may have shifted the beginning
-    a, b = before[len(before) // 2 :], after[len(after) // 2 :]
-    spectrum = np.fft.irfft(np.fft.rfft(b, 1 << 20) * np.conj(np.fft.rfft(a, 1 << 20)))
-    lag = int(np.argmax(spectrum))
-    lag = lag - (1 << 20) if lag > 1 << 19 else lag
-    assert abs(lag) <= 0.003 * rate and np.abs(after).max() > 0.01
+        got.append(sf.read(tmp_path / f"{name}.wav", dtype="int16"))
+    (before, first_rate), (after, second_rate) = got
+    assert first_rate == second_rate == rate and len(before) == len(after) > 3 * rate and np.abs(before).max() > 1000
+    stream = Stream(rate, engine=engine)
+    y = np.concatenate([stream.process(before), stream.process(np.zeros(stream.latency_samples, np.int16))])
+    assert np.array_equal(after, y[stream.latency_samples :])
 
 
 def test_no_token_no_sound_but_a_way_in(page: Any, engine: Engine) -> None:
-    s = Served(engine, token="open sesame")
+    s = Served(engine, door=Door("open sesame")).__enter__()
     try:
         page.goto(s.url)
         page.click("#go")
@@ -287,18 +293,73 @@ def test_no_token_no_sound_but_a_way_in(page: Any, engine: Engine) -> None:
 
 
 def test_a_server_that_goes_away_is_found_again(page: Any, engine: Engine) -> None:
-    s = Served(engine)
+    s = Served(engine).__enter__()
     page.goto(s.url)
     page.click("#go")
     expect_text(page, "#state", "Live")
     s.end()
     expect_text(page, "#trouble", "cannot be reached")
-    again = Served(engine, port=s.port)
+    again = Served(engine, port=s.port).__enter__()
     try:
         expect_text(page, "#state", "Live", 30_000)
         assert not page.locator("#trouble").is_visible()
     finally:
         again.end()
+
+
+class FrontDoor:
+    """A front door as `voicewire cluster` has it: gives the page, and sends streams to `relay`."""
+
+    def __init__(self, relay: Running) -> None:
+        self.relay = relay
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    def _where(self, path: str) -> str:
+        return f"ws://127.0.0.1:{self.relay.port}{path}?ticket={issue(SECRET)}"
+
+    async def _run(self) -> None:
+        gate = Gate(
+            Door(), ADAPTERS, state=lambda: "", room=lambda _: 0.0, metrics=lambda: b"", refused=lambda _: None, elsewhere=lambda path: self._where(path)
+        )
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        async with serve(lambda c: c.close(), "127.0.0.1", 0, process_request=lambda c, request: gate.check(request)) as server:
+            self.url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+            self._ready.set()
+            await self._over.wait()
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(10)
+
+
+def test_the_page_follows_a_front_door_and_takes_its_stream_along(page: Any, engine: Engine, tmp_path: Path) -> None:
+    config = Config(port=0, max_streams=2, door=Door("only the door knows", tickets=SECRET), handover=tmp_path)
+    with Running(engine, config) as here, Running(engine, config) as there:
+        door = FrontDoor(here)
+        try:
+            page.goto(door.url)
+            page.click("#go")
+            expect_text(page, "#state", "Live")
+            page.wait_for_timeout(1500)
+            (session, _) = next(iter(here.relay.sessions.values()))
+            page.focus("#strength")
+            page.keyboard.press("ArrowLeft")
+            door.relay = there
+            here.drain()
+            assert wait_for(lambda: bool(there.relay.sessions) and not here.relay.sessions, 15)
+            (moved, _) = next(iter(there.relay.sessions.values()))
+            before = moved.tally.samples_in
+            assert before >= session.tally.samples_in > 0, "the stream began anew"
+            assert moved.strength_db == 39
+            page.wait_for_timeout(1000)
+            assert moved.tally.samples_in > before and not page.locator("#trouble").is_visible()
+            print(f"gaps while moving: {page.inner_text('#gaps')}")
+        finally:
+            page.goto("about:blank")
+            door.end()
 
 
 def test_a_refused_microphone_is_explained(browser: Any, served: Served) -> None:

@@ -43,20 +43,13 @@ const withToken = (path) => {
   return url;
 };
 
-// A browser does not say why a WebSocket was refused, so ask by plain HTTP. → text, or "" when nothing seems wrong
-async function whyRefused() {
-  try {
-    if ((await fetch(withToken("/metrics"))).status === 401) {
-      $("token-form").hidden = false;
-      $("token").focus();
-      return sessionStorage.getItem("token") ? "The server does not know this token. Ask whoever runs it for the right one."
-        : "This server asks for a token. Ask whoever runs it, and enter it below.";
-    }
-    const answer = await fetch("/readyz");
-    return answer.ok ? "" : `The server takes nobody at the moment: ${(await answer.text()).trim()}`;
-  } catch {
-    return "The server cannot be reached. Is it running, and are you online?";
-  }
+// Why the server refused, and what to do about it.
+function explain(status, why) {
+  if (status !== 401) return status ? `The server takes nobody at the moment: ${why}` : why;
+  $("token-form").hidden = false;
+  $("token").focus();
+  return sessionStorage.getItem("token") ? "The server does not know this token. Ask whoever runs it for the right one."
+    : "This server asks for a token. Ask whoever runs it, and enter it below.";
 }
 
 // -- one session ----------------------------------------------------------------------------------------------------
@@ -109,13 +102,11 @@ async function wire(mine, stream) {
   worker.onmessage = (e) => hear(mine, e.data);
   worker.onerror = (e) => { end(mine); state("bad", "Stopped"); trouble(`A fault in this page: ${e.message}`); };
   if (mine.mode === "compare") mine.recording = new Recording(context.sampleRate);
-  const url = withToken("/v1/stream");
-  url.protocol = url.protocol.replace("http", "ws");
   const start = {
-    event: "start", rate: context.sampleRate, format: "s16le", channels: 1, task: "restore", header: true, strength_db: strength(),
+    event: "start", rate: context.sampleRate, format: "s16le", channels: 1, task: "restore", header: true, live: mine.mode === "live", strength_db: strength(),
     bypass: $("bypass").getAttribute("aria-checked") === "true",
   };
-  worker.postMessage({ do: "start", url: url.href, start, keep: mine.mode === "compare", microphone: up.port2, player: down.port2 }, [up.port2, down.port2]);
+  worker.postMessage({ do: "start", where: withToken("/v1/where").href, start, keep: mine.mode === "compare", microphone: up.port2, player: down.port2 }, [up.port2, down.port2]);
   state("wait", "Connecting");
 
   const [track] = stream.getAudioTracks();
@@ -124,7 +115,8 @@ async function wire(mine, stream) {
   listDevices($);
 }
 
-function hear(mine, { event, message, samples, time, wait, ready, said, unsent: count }) {
+function hear(mine, data) {
+  const { event, message, samples, time } = data;
   if (event === "before") mine.recording.before(samples, time);
   else if (event === "after") mine.recording.after(samples, time);
   else if (event === "ready") {
@@ -138,22 +130,18 @@ function hear(mine, { event, message, samples, time, wait, ready, said, unsent: 
     lastStats = message;
     showNetwork();
   } else if (event === "unsent") {
-    unsent = count;
+    unsent = data.unsent;
     showNetwork();
   } else if (event === "lag") state("wait", "Your connection is slow");
-  else if (event === "lost") away(mine, wait, ready, said);
+  else if (event === "lost") away(mine, data);
   else if (event === "closed") end(mine);
   if (mine.recording?.seconds >= LONGEST_S) finish(mine);
 }
 
-async function away(mine, wait, ready, said) {
+function away(mine, { wait, ready, status, why }) {
   state("wait", `Connecting again in ${wait} s`);
-  if (said) trouble(`The server said: ${said.text}`);
-  else if (ready) trouble("The connection was lost. Connecting again by itself; your microphone stays open.");
-  else {
-    const why = await whyRefused();
-    if (session === mine && !mine.over) trouble(why || "The server took no more. It may be full; trying again by itself.");
-  }
+  trouble(explain(status, why) ?? (ready ? "The connection was lost. Connecting again by itself; your microphone stays open."
+    : "The server took no more. It may be full; trying again by itself."));
   if (!$("token-form").hidden) finish(mine);
 }
 
@@ -161,7 +149,7 @@ async function away(mine, wait, ready, said) {
 function finish(mine) {
   if (mine.over || mine.finishing) return;
   mine.finishing = true;
-  if (mine.worker) { state("wait", "Finishing"); mine.worker.postMessage({ do: "stop" }); setTimeout(() => end(mine), 2500); } else end(mine);
+  if (mine.worker) { state("wait", "Finishing"); mine.worker.postMessage({ do: "stop" }); } else end(mine);
 }
 
 function end(mine) {

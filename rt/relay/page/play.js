@@ -14,7 +14,6 @@ class Play extends AudioWorkletProcessor {
     this.reset();
     this.port.onmessage = (e) => {
       if (e.data.port) e.data.port.onmessage = (m) => this.take(m.data);
-      if (e.data.reset) this.reset();
     };
   }
 
