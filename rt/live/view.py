@@ -60,15 +60,7 @@ class Screen:
         grid = Table.grid(padding=(0, 2))
         grid.add_row("in", _bar(s["in_db"]))
         grid.add_row("out", _bar(s["out_db"]))
-        state = (
-            "muted"
-            if s["mute"]
-            else "bypassed"
-            if s["bypass"]
-            else ("asleep: nobody records" if s["listeners"] == 0 else "asleep: silence")
-            if s["suspended"]
-            else ""
-        )
+        state = self._state()
         strength = "no limit" if s["strength_db"] is None else f"at most {s['strength_db']:.0f} dB"
         grid.add_row("taken away", f"{self._taken:5.1f} dB   ({strength}){'   ' + state if state else ''}")
         d = s["delay_ms"]
