@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from voicewire.engines.engine import EngineError
 
+from . import codec_command
 from .live import commands as live_commands
 from .live.backend import DeviceError
 from .relay.command import add_serve
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     b.add_argument("--streams", type=_streams, default=(1, 2, 4, 8), help="how many at once, like 1,2,4,8")
     b.add_argument("--json", action="store_true")
 
+    codec_command.add(sub, _positive)
     add_serve(sub)
     sub.add_parser("doctor", help="check this machine and say what to do")
     sub.add_parser("start", help="live if there is a sound device, else the demo (what `make run` runs)")
@@ -118,6 +120,8 @@ def _file(a: argparse.Namespace) -> int:
 def _run(a: argparse.Namespace) -> int:
     if a.command == "file":
         return _file(a)
+    if a.command == "codec":
+        return codec_command.run(a)
     if a.command in ("serve", "send"):
         from .relay import command
 

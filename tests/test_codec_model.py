@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from codec_weights import SMALL, tried_codec
 
 from voicewire.engines.codec_config import CodecConfig
 from voicewire.engines.contract import TorchSteps, verify_contract
 from voicewire.engines.net.codec import Codec, Encoder, centred
 from voicewire.engines.net.codec_blocks import ConvBlock, Stack
 from voicewire.engines.net.codec_quantise import Codebook, Quantiser
-
-SMALL = CodecConfig(channels=4, dim=16, kernel=3, acoustic_blocks=1, semantic_blocks=1, decoder_blocks=2, codes=64, layers=3, code_dim=8, teacher_dim=8)
 
 
 def random_input(*shape: int) -> np.ndarray:
@@ -21,19 +20,7 @@ def random_input(*shape: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    """Codebooks have met some data, so that tokens differ from frame to frame."""
-    torch.manual_seed(0)
-    c = Codec(SMALL)
-    with torch.no_grad():
-        for p in c.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    x = torch.from_numpy(random_input(8, 100, 160, 2)) * torch.rand(8, 100, 1, 1)
-    keep = torch.full((8,), 9)
-    for _ in range(3):
-        acoustic, semantic, _ = c.encoder.features(x)
-        c.encoder.semantic_vq.train_step(semantic, keep)
-        c.encoder.acoustic_vq.train_step(acoustic, keep)
-    return c.eval()
+    return tried_codec()
 
 
 @pytest.mark.parametrize("module", [ConvBlock(8, 4), Stack(8, 3, 2)], ids=["ConvBlock", "Stack"])
