@@ -10,11 +10,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import layer_norm, mse_loss
 
-DECAY = 0.99
-DEAD = 0.3  # running count a step below which a code starts again
-RESTART_STEPS = 20
+DECAY = 0.98
+DEAD = 0.1  # share of an even use below which a code starts again
+FRESH = 0.2  # what a code that starts again is counted as: unused, it is dead again after 35 steps
+RESTART_STEPS = 10
 
 
 class Codebook(nn.Module):
@@ -50,19 +51,19 @@ class Codebook(nn.Module):
         n = len(self.codes)
         self.count.mul_(DECAY).add_(torch.bincount(index, minlength=n).to(z.dtype), alpha=1 - DECAY)
         self.total.mul_(DECAY).index_add_(0, index, z, alpha=1 - DECAY)
-        used = self.count > 1e-3
-        self.codes.copy_(torch.where(used[:, None], self.total / self.count.clamp_min(1e-3)[:, None], self.codes))
+        used = self.count > 1e-4
+        self.codes.copy_(torch.where(used[:, None], self.total / self.count.clamp_min(1e-4)[:, None], self.codes))
         self.steps += 1
         if self.steps % RESTART_STEPS == 0:
-            self._restart(self.count < DEAD * min(1.0, len(z) / n), z)
+            self._restart(self.count < DEAD * len(z) / n, z)
 
     def _restart(self, dead: Tensor, z: Tensor) -> None:
         pick = torch.randint(len(z), (len(self.codes),), device=z.device)
         fresh = z[pick] + 0.01 * z.std() * torch.randn_like(self.codes)
-        typical = min(1.0, len(z) / len(self.codes))
+        count = FRESH * len(z) / len(self.codes)
         self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
-        self.count.masked_fill_(dead, typical)
-        self.total.copy_(torch.where(dead[:, None], fresh * typical, self.total))
+        self.count.masked_fill_(dead, count)
+        self.total.copy_(torch.where(dead[:, None], fresh * count, self.total))
 
 
 class Quantiser(nn.Module):
@@ -82,8 +83,8 @@ class Quantiser(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """What is searched for: [B, T, dim] → [B, T, code_dim]."""
-        z: Tensor = self.narrow(self.norm(x).float())
-        return z
+        z = self.narrow(self.norm(x).float())
+        return layer_norm(z, z.shape[-1:])  # of one length: else the commitment shrinks it away under codes that stay behind
 
     def encode(self, z: Tensor) -> Tensor:
         """[B, T, code_dim] of `project` → [B, T, layers] int64."""
