@@ -97,7 +97,7 @@ def test_training_and_running_quantise_alike() -> None:
     z = q.project(x)
     index = q.encode(z)
     y = q.decode(index)
-    trained, found, _ = q.train_step(x, torch.tensor([3, 3, 1, 0]))
+    trained, found, _, _ = q.train_step(x, torch.tensor([3, 3, 1, 0]))
     assert torch.equal(index, found)
     torch.testing.assert_close(trained[0], y[0])
     torch.testing.assert_close(trained[3], q.widen.bias.expand(50, 16))

@@ -161,10 +161,10 @@ def teach(cache: Path, out: Path, minutes: float) -> int:
                     save()
             bar.update(round(time.monotonic() - begin) - bar.n)
             bar.set_postfix_str(f"{total / 50 / 3600:.2f} h of speech")
-            if time.monotonic() - begin > 60 * minutes:
+            if projection is not None and time.monotonic() - begin > 60 * minutes:
                 break
     if projection is None:
-        raise ValueError(f"too little speech or time: {len(waiting)} windows of 30 s, {FIT_WINDOWS} are needed to begin")
+        raise ValueError(f"too little speech: {len(waiting)} windows of 30 s, {FIT_WINDOWS} are needed to begin")
     save()
     print(f"{len(known)} clips, {total / 50 / 3600:.2f} h of speech")
     return len(known)

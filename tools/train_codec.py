@@ -110,8 +110,8 @@ class Objective:
         acoustic, semantic = acoustic.float(), semantic.float()
         full = self.rng.random(2 * b) < t.full_layers
         keep = torch.from_numpy(np.where(full, self.layers, self.rng.integers(0, self.layers + 1, 2 * b))).to(x.device)
-        s, s_index, s_commit = model.encoder.semantic_vq.train_step(semantic, torch.ones_like(keep))
-        a, a_index, a_commit = model.encoder.acoustic_vq.train_step(acoustic, keep)
+        s, s_index, s_commit, z = model.encoder.semantic_vq.train_step(semantic, torch.ones_like(keep))
+        a, a_index, a_commit, _ = model.encoder.acoustic_vq.train_step(acoustic, keep)
         features, known = features.float().repeat(2, 1, 1), known.repeat(2, 1)
         frames = features.shape[1]
         told = model.teach(s)[:, :frames]
@@ -120,7 +120,7 @@ class Objective:
         drop = torch.from_numpy(self.rng.random(2 * b) < t.semantic_dropout).to(x.device)
         s = torch.where(drop[:, None, None], model.encoder.semantic_vq.widen.bias, s)
         v = torch.cat([s, a], -1)[:decoded]
-        held = self._held(model.encoder.semantic_vq.project(semantic)[:decoded])
+        held = self._held(z[:decoded])
         if held is not None:
             v = v.gather(1, held[..., None].expand_as(v))
         with bf16:

@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, mse_loss
+from torch.nn.functional import mse_loss
 
 DECAY = 0.98
 DEAD = 0.1  # share of an even use below which a code starts again
@@ -76,6 +76,8 @@ class Quantiser(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.narrow, self.widen = nn.Linear(dim, code_dim), nn.Linear(code_dim, dim)
+        # every number varies by one: else the commitment shrinks them all away under codes that stay behind
+        self.spread = nn.BatchNorm1d(code_dim, affine=False)
         self.books = nn.ModuleList(Codebook(codes, code_dim) for _ in range(layers))
 
     def _books(self) -> list[Codebook]:
@@ -83,8 +85,8 @@ class Quantiser(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """What is searched for: [B, T, dim] → [B, T, code_dim]."""
-        z = self.narrow(self.norm(x).float())
-        return layer_norm(z, z.shape[-1:])  # of one length: else the commitment shrinks it away under codes that stay behind
+        z: Tensor = self.spread(self.narrow(self.norm(x).float()).transpose(1, 2)).transpose(1, 2)
+        return z
 
     def encode(self, z: Tensor) -> Tensor:
         """[B, T, code_dim] of `project` → [B, T, layers] int64."""
@@ -102,10 +104,11 @@ class Quantiser(nn.Module):
         y: Tensor = self.widen(z)
         return y
 
-    def train_step(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def train_step(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Training only: quantise with straight-through gradients and teach the codebooks.
 
-        keep: [B] layers to use of each example (quantiser dropout; 0: none). → (y [B, T, dim], index [B, T, layers], commitment loss).
+        keep: [B] layers to use of each example (quantiser dropout; 0: none). → (y [B, T, dim], index [B, T, layers], commitment loss, what was
+        searched for [B, T, code_dim]).
         """
         z = self.project(x)
         rest, q, loss, index = z, torch.zeros_like(z), z.new_zeros(()), []
@@ -120,4 +123,4 @@ class Quantiser(nn.Module):
             index.append(found)
         some = (keep > 0)[:, None, None].to(z.dtype)
         y: Tensor = self.widen((z + (q - z).detach()) * some)
-        return y, torch.stack(index, -1), loss
+        return y, torch.stack(index, -1), loss, z
