@@ -11,7 +11,7 @@ from voicewire.engines.codec_export import export_codec
 from voicewire.engines.net.codec import Codec
 from voicewire.engines.net.spectrum import stft
 
-SMALL = CodecConfig(channels=4, dim=16, kernel=3, acoustic_blocks=1, semantic_blocks=1, decoder_blocks=2, codes=64, layers=3, code_dim=8, teacher_dim=8)
+SMALL = CodecConfig(channels=4, dim=16, kernel=3, acoustic_blocks=1, semantic_blocks=1, decoder_blocks=2, codes=64, layers=3, code_dim=8, teacher_dim=64)
 
 
 def tried_codec(seed: int = 0, config: CodecConfig = SMALL) -> Codec:

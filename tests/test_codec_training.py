@@ -36,14 +36,16 @@ warmup_steps = 2
 checkpoint_minutes = 0.0
 hold = 0.5
 adversarial = 0.1
-adversarial_from_step = 2
+adversarial_from_step = 4
+judge_channels = 4
 """
 
 
-def loudness_code(x: np.ndarray) -> np.ndarray:
+def shape_code(x: np.ndarray) -> np.ndarray:
     """A stand-in for the teacher: 512 numbers a frame, all from the samples of that frame alone."""
     frames = np.pad(x, (0, teach.WINDOW * 320 - len(x))).reshape(teach.WINDOW, 320)
     parts = np.sqrt((frames.reshape(teach.WINDOW, 32, 10) ** 2).mean(-1))
+    parts /= np.linalg.norm(parts, axis=1, keepdims=True) + 1e-4  # the mixer draws levels; a shape stays
     basis = np.random.default_rng(0).standard_normal((32, 512))
     return (parts @ basis).astype(np.float32)
 
@@ -62,7 +64,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = root / "cache"
     prepare([("speech", root / "speech"), ("noise", root / "noise")], out, 16000, 0, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teach, "teacher_features", loudness_code)
+        patch.setattr(teach, "teacher_features", shape_code)
         patch.setattr(teach, "FIT_WINDOWS", 2)
         assert 0 < teach.teach(out, out, 0.0) < 60, "it stops when the time is up"
         assert teach.teach(out, out, 1e9) == 60, "and goes on where it stopped"
@@ -84,17 +86,15 @@ def test_features_fit_their_frames(cache: Path) -> None:
     mixer = CodecMixer(cache, 1, 2, 2.0, teacher, 1.0)
     start, (first, n) = next(iter(teacher.clips.items()))
     clip = mixer._clip(start, n * 320)
-    np.testing.assert_allclose(teacher.frames[first : first + n], projection(loudness_code(clip)[:n]), atol=0.02)
-    rng, fits = np.random.default_rng(0), 0
+    np.testing.assert_allclose(teacher.frames[first : first + n], projection(shape_code(clip)[:n]), atol=0.02)
+    rng = np.random.default_rng(0)
     for _ in range(5):
         x = mixer.speech(rng)
         features, known = mixer._heard[-1]
-        wanted = projection(loudness_code(x)[: len(features)])
+        wanted = projection(shape_code(x)[: len(features)])
         assert known.any() and (x.reshape(-1, 320)[~known] == 0).all()
-        # the mixer draws the level of each clip, which the stand-in hears too: compare with the features one frame off
         error = [np.median(np.abs(np.roll(wanted, shift, 0) - features)[known]) for shift in (0, 1, -1)]
-        fits += int(error[0] == min(error))
-    assert fits == 5
+        assert error[0] < 0.2 * min(error[1:]), error
 
 
 def test_batches_are_pure_and_know_who_is_meant(cache: Path) -> None:
@@ -145,12 +145,12 @@ def test_semantic_loss_knows_the_lag() -> None:
 
 def test_discriminator_tells_and_teaches() -> None:
     torch.manual_seed(0)
-    d = Discriminator()
-    optimiser = torch.optim.Adam(d.parameters(), 1e-3)
-    t = torch.arange(8000) / 16000
-    real, made = torch.sin(2 * torch.pi * 300 * t).expand(2, -1) * 0.1, 0.1 * torch.randn(2, 8000)
+    d = Discriminator(4)
+    optimiser = torch.optim.Adam(d.parameters(), 3e-3)
+    t = torch.arange(2400) / 16000
+    real, made = torch.sin(2 * torch.pi * 300 * t).expand(2, -1) * 0.1, 0.1 * torch.randn(2, 2400)
     first = d.judge(real, made).item()
-    for _ in range(8):
+    for _ in range(30):
         loss = d.judge(real, made)
         optimiser.zero_grad()
         loss.backward()
@@ -180,9 +180,9 @@ def test_codes_follow_what_they_are_taught(recipe: Path, tmp_path: Path) -> None
     mixer = CodecMixer(Path(settings.data.cache), 1, 2, 1.0, teach.Teacher.load(Path(settings.data.teacher)), 1.0)
     batch = [torch.from_numpy(z) for z in mixer.taught_batch(0)]
     objective = train_codec.Objective(settings.train, SMALL.layers, "cpu", 0)
-    rows = [run.one_step(objective, batch)[0] for _ in range(40)]
+    rows = [run.one_step(objective, batch)[0] for _ in range(30)]
     assert all(np.isfinite(list(r.values())).all() for r in rows)
-    assert np.mean([r["mel"] for r in rows[-5:]]) < 0.8 * np.mean([r["mel"] for r in rows[:3]])
+    assert np.mean([r["mel"] for r in rows[-5:]]) < 0.85 * np.mean([r["mel"] for r in rows[:3]])
     assert {"judge", "fool", "match"} <= rows[-1].keys() and "judge" not in rows[0]
 
 
@@ -204,7 +204,7 @@ def test_train_stop_resume_export_run(recipe: Path, cache: Path, tmp_path: Path,
     np.testing.assert_array_equal(tokens, reference[0].numpy())
     np.testing.assert_allclose(stream.decode(tokens, 16000, samples, engine), offline[0].detach().numpy(), atol=1e-4)
 
-    monkeypatch.setattr(teach, "teacher_features", loudness_code)
+    monkeypatch.setattr(teach, "teacher_features", shape_code)
     clips = [evaluate_codec.Clip("a", x, [], *evaluate_codec.encode(x, engine))]
     cosine = evaluate_codec.semantic_cosine(clips, engine, cache, weights)
     assert set(cosine) == {"clean", "5 dB"} and all(-1 <= v <= 1 for v in cosine.values())

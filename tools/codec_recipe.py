@@ -34,6 +34,7 @@ class CodecTrain(Train):
     adversarial: float = 0.0  # weight of the discriminators; 0: none
     adversarial_from_step: int = 10000
     feature_matching: float = 2.0
+    judge_channels: int = 32
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ SIZES = (1024, 512, 256)
 class OneScale(nn.Module):
     """[B, samples] → score map and the features on the way to it."""
 
-    def __init__(self, n_fft: int, channels: int = 32) -> None:
+    def __init__(self, n_fft: int, channels: int) -> None:
         super().__init__()
         self.n_fft = n_fft
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
@@ -34,9 +34,9 @@ class OneScale(nn.Module):
 
 
 class Discriminator(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 32) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(OneScale(n) for n in SIZES)
+        self.scales = nn.ModuleList(OneScale(n, channels) for n in SIZES)
 
     def judge(self, real: Tensor, made: Tensor) -> Tensor:
         """Loss of the discriminator itself: real above 1, made below -1."""

@@ -144,7 +144,7 @@ class Run:
         self.folder, self.recipe, self.device = folder, recipe, device
         self.model = Codec(recipe.model).to(device)
         self.ema = copy.deepcopy(self.model).eval()
-        self.judge = Discriminator().to(device)
+        self.judge = Discriminator(t.judge_channels).to(device)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), t.lr, betas=(0.8, 0.98), weight_decay=t.weight_decay, fused=True)
         self.judge_optimiser = torch.optim.AdamW(self.judge.parameters(), t.lr / 3, betas=(0.8, 0.98), fused=True)
         self.step, self.minutes, self.hours = 0, 0.0, 0.0
@@ -213,6 +213,8 @@ class Run:
     def train(self, minutes: float, steps: int | None) -> None:
         t, data = self.recipe.train, self.recipe.data
         teacher = Teacher.load(Path(data.teacher)) if data.teacher else None
+        if teacher and teacher.frames.shape[1] != self.recipe.model.teacher_dim:
+            raise ValueError(f"the teacher's features have {teacher.frames.shape[1]} numbers, teacher_dim says {self.recipe.model.teacher_dim}")
         mixer = CodecMixer(Path(data.cache), data.seed, data.batch, data.seconds, teacher, data.taught_share)
         taught_h = sum(n for _, n in teacher.clips.values()) / 50 / 3600 if teacher else 0.0
         print("data, hours:", json.dumps(mixer.describe() | {"taught": round(taught_h, 2)}), "parameters:", sum(p.numel() for p in self.model.parameters()))
