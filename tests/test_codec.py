@@ -227,6 +227,22 @@ def test_the_runtime_needs_no_torch(weights: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_without_weights_it_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voicewire.engines.codec_engine.CODEC_WEIGHTS", tmp_path / "none")
+    with pytest.raises(EngineError, match="no codec weights are shipped yet; train some") as e:
+        CodecEngine(tmp_path / "none")
+    assert "\n" not in str(e.value) and "tools.train_codec" in str(e.value)
+
+
+def test_example_runs(weights: Path, tmp_path: Path) -> None:
+    """The example's bytes, sent in small packets at variable rate, come out as long as they went in."""
+    sf.write(tmp_path / "in.wav", sound(1.0), 16000)
+    args = ["examples/codec.py", tmp_path / "in.wav", tmp_path / "out.wav", weights]
+    done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, env={"PYTHONPATH": ".links"})
+    assert done.returncode == 0 and "kbit/s" in done.stdout, done.stderr
+    assert sf.info(tmp_path / "out.wav").frames == 16000
+
+
 def test_exported_files_tell_nothing_of_where_they_were_made(weights: Path) -> None:
     for name in ("encode.onnx", "decode.onnx"):
         assert str(Path.cwd()).encode() not in (weights / name).read_bytes()
