@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CodecEngine
 from voicewire.engines.codec_hold import Holder
 from voicewire.engines.config import CORE_BINS, HOPS_PER_FRAME
@@ -63,7 +64,9 @@ class TokenDecoder:
         self._overlap: F32 = np.zeros((1, self.hop), np.float32)
 
     def process(self, tokens: I64) -> F32:
-        """tokens: [frames, streams], -1 where one is missing → [frames 20 ms] float32."""
+        """tokens: [frames, streams or fewer], -1 where one is missing → [frames 20 ms] float32."""
+        missing = self.engine.config.streams - tokens.shape[1]
+        tokens = np.pad(tokens, ((0, 0), (0, missing)), constant_values=-1)
         out = np.zeros((len(tokens), HOPS_PER_FRAME * self.hop), np.float32)
         spec = np.zeros((1, HOPS_PER_FRAME, BINS, 2), np.float32)
         for t in range(len(tokens)):
@@ -72,14 +75,26 @@ class TokenDecoder:
         return out.reshape(-1)
 
 
-def encode(blocks: Iterable[F32], rate: int, engine: CodecEngine, holder: Holder | None = None, packet_frames: int = PACKET_FRAMES) -> Iterable[bytes]:
-    """Blocks of sound → bytes of the token format, a packet at a time. holder: for variable rate."""
-    cfg, encoder = engine.config, TokenEncoder(rate, engine)
-    header = Header(rate, cfg.streams, cfg.bits, engine.weights, holder is not None)
-    yield header.pack()
-    tokens, sent, first = np.zeros((0, cfg.streams), np.int64), np.zeros(0, bool), 0
+def streams_within(kbit_s: float, engine: CodecEngine) -> int:
+    """How many tokens a frame fit into a bit rate, heads of packets not counted. ValueError where not even the semantic one does."""
+    each = FRAMES_PER_SECOND * engine.config.bits / 1000
+    streams = int(kbit_s / each + 1e-6)
+    if streams < 1:
+        raise ValueError(f"{kbit_s:g} kbit/s is too little; the semantic tokens alone take {each:g} kbit/s")
+    return min(streams, engine.config.streams)
 
-    def packets(whole: bool) -> Iterable[bytes]:
+
+def encode(
+    blocks: Iterable[F32], rate: int, engine: CodecEngine, holder: Holder | None = None, *, streams: int | None = None, packet_frames: int = PACKET_FRAMES
+) -> Iterator[bytes]:
+    """Blocks of sound → bytes of the token format, a packet at a time. holder: for variable rate; streams: leave out the last acoustic layers."""
+    cfg, encoder = engine.config, TokenEncoder(rate, engine)
+    streams = cfg.streams if streams is None else streams
+    header = Header(rate, streams, cfg.bits, engine.weights, holder is not None)
+    yield header.pack()
+    tokens, sent, first = np.zeros((0, streams), np.int64), np.zeros(0, bool), 0
+
+    def packets(whole: bool) -> Iterator[bytes]:
         nonlocal tokens, sent, first
         while len(tokens) >= packet_frames or (whole and len(tokens)):
             here = sent[:packet_frames].copy()
@@ -91,7 +106,7 @@ def encode(blocks: Iterable[F32], rate: int, engine: CodecEngine, holder: Holder
     def take(new: I64, semantic: F32) -> None:
         nonlocal tokens, sent
         held = [holder.next(v) for v in semantic] if holder else [False] * len(new)
-        tokens, sent = np.concatenate([tokens, new]), np.concatenate([sent, ~np.array(held, bool)])
+        tokens, sent = np.concatenate([tokens, new[:, :streams]]), np.concatenate([sent, ~np.array(held, bool)])
 
     for block in blocks:
         take(*encoder.process(block))
@@ -115,7 +130,7 @@ def read_tokens(data: bytes) -> tuple[Header, I64, NDArray[np.bool_], int]:
 def check_weights(header: Header, engine: CodecEngine) -> None:
     """TokenError unless these weights can read these tokens."""
     cfg = engine.config
-    if header.weights != engine.weights or (header.streams, header.bits) != (cfg.streams, cfg.bits):
+    if header.weights != engine.weights or header.streams > cfg.streams or header.bits != cfg.bits:
         raise TokenError(f"was made with codec weights {header.weights}, here are {engine.weights}; name the right folder with --weights")
 
 

@@ -26,9 +26,10 @@ def add(sub: Any, positive: Callable[[str], float]) -> None:
     e = kinds.add_parser("encode", help="a sound file to a token file")
     e.add_argument("input", type=Path, metavar="IN")
     e.add_argument("output", type=Path, metavar="OUT.tok")
+    e.add_argument("--bitrate", type=positive, metavar="KBIT", help="leave out acoustic layers to stay below this many kbit/s; default: all, 2.5")
     e.add_argument("--variable", action="store_true", help="variable rate: tokens are held while what is said stays the same")
-    e.add_argument("--threshold", type=positive, default=THRESHOLD, help=f"agreement (cosine) from which on tokens are held; default {THRESHOLD}")
-    e.add_argument("--cap-ms", type=positive, default=CAP_MS, help=f"longest time that tokens are held; default {CAP_MS:.0f}")
+    e.add_argument("--threshold", type=positive, help=f"with --variable: agreement (cosine) from which on tokens are held; default {THRESHOLD}")
+    e.add_argument("--cap-ms", type=positive, help=f"with --variable: longest time that tokens are held; default {CAP_MS:.0f}")
     d = kinds.add_parser("decode", help="a token file to a sound file")
     d.add_argument("input", type=Path, metavar="IN.tok")
     d.add_argument("output", type=Path, metavar="OUT")
@@ -60,10 +61,13 @@ def _check_place(source: Path, path: Path) -> None:
 def _encode(a: argparse.Namespace) -> str:
     _check_place(a.input, a.output)
     x, rate, _ = files.read(a.input)
-    holder = Holder(a.threshold, max(1, round(a.cap_ms * FRAMES_PER_SECOND / 1000))) if a.variable else None
+    if not a.variable and (a.threshold or a.cap_ms):
+        raise files.InputError("--threshold and --cap-ms go with --variable")
+    holder = Holder(a.threshold or THRESHOLD, max(1, round((a.cap_ms or CAP_MS) * FRAMES_PER_SECOND / 1000))) if a.variable else None
     engine = CodecEngine(a.weights)
+    streams = codec.streams_within(a.bitrate, engine) if a.bitrate else None
     mono = x.mean(1, dtype=np.float32)
-    data = b"".join(codec.encode((mono[t : t + rate] for t in range(0, len(mono), rate)), rate, engine, holder))
+    data = b"".join(codec.encode((mono[t : t + rate] for t in range(0, len(mono), rate)), rate, engine, holder, streams=streams))
     _write(a.output, data)
     seconds = len(x) / rate
     return f"{a.output}: {seconds:.1f} s at {rate} Hz in {len(data)} bytes, {8 * len(data) / seconds / 1000:.2f} kbit/s"

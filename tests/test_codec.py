@@ -131,10 +131,10 @@ def test_garbage_in_is_survived(codec_engine: CodecEngine) -> None:
 def test_constant_and_variable_rate(codec_engine: CodecEngine, packet_frames: int) -> None:
     x = sound(1.5)
     blocks = [x[:7000], x[7000:]]
-    constant = b"".join(encode(blocks, 16000, codec_engine, None, packet_frames))
+    constant = b"".join(encode(blocks, 16000, codec_engine, packet_frames=packet_frames))
     _, tokens, sent, samples = read_tokens(constant)
     assert sent.all() and samples == len(x)
-    variable = b"".join(encode(blocks, 16000, codec_engine, Holder(-1.0, 4), packet_frames))
+    variable = b"".join(encode(blocks, 16000, codec_engine, Holder(-1.0, 4), packet_frames=packet_frames))
     _, held, sent, samples = read_tokens(variable)
     assert samples == len(x) and len(held) == len(tokens) and (packet_frames == 1 or sent.mean() < 0.6)
     np.testing.assert_array_equal(held[sent], tokens[sent])
@@ -162,6 +162,20 @@ def test_commands(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["codec", "decode", str(tok), str(out), "--weights", str(weights)]) == 0
     assert "of the frames sent" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tok", "in.wav", "out.wav"]
+
+
+def test_fewer_layers(weights: Path, codec_engine: CodecEngine, tmp_path: Path) -> None:
+    """--bitrate leaves out the last acoustic layers; what comes out is what the decoder makes of the others alone. Small weights: 6 bits a token."""
+    x = sound(0.4)
+    sf.write(tmp_path / "in.wav", x, 16000, subtype="FLOAT")
+    _, tokens, _, _ = read_tokens(b"".join(encode([x], 16000, codec_engine)))
+    for kbit_s, streams in ((0.3, 1), (0.89, 2), (0.9, 3), (50, 4)):
+        assert main(["codec", "encode", str(tmp_path / "in.wav"), str(tmp_path / "a.tok"), "--bitrate", str(kbit_s), "--weights", str(weights)]) == 0
+        header, fewer, _, samples = read_tokens((tmp_path / "a.tok").read_bytes())
+        assert header.streams == streams
+        np.testing.assert_array_equal(fewer, tokens[:, :streams])
+        cut = np.where(np.arange(tokens.shape[1]) < streams, tokens, -1)
+        np.testing.assert_array_equal(decode(fewer, 16000, samples, codec_engine), decode(cut, 16000, samples, codec_engine))
 
 
 def test_refusals(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +206,8 @@ def test_refusals(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["encode", wav, tmp_path / "nowhere" / "b.tok"], "no folder"),
         (["encode", wav, tmp_path], "may not be written"),
         (["encode", wav, tmp_path / "b.tok", "--variable", "--cap-ms", "-3"], "above 0"),
+        (["encode", wav, tmp_path / "b.tok", "--cap-ms", "80"], "go with --variable"),
+        (["encode", wav, tmp_path / "b.tok", "--bitrate", "0.1"], "too little"),
     ):
         if "--weights" not in args:
             args = [*args, "--weights", weights]

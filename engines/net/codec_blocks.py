@@ -30,20 +30,20 @@ class ConvBlock(Causal):
     def init_state(self, batch: int) -> State:
         return {"past": torch.zeros(batch, self.kernel - 1, self.dim)}
 
-    def _run(self, seen: Tensor, x: Tensor) -> Tensor:
-        n = x.shape[1]
-        y = seen[:, :n] * self.taps[0]
-        for i in range(1, self.kernel):
-            y = y + seen[:, i : i + n] * self.taps[i]
+    def _rest(self, y: Tensor, x: Tensor) -> Tensor:
         out: Tensor = x + self.down(silu(self.up(self.norm(y))))
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._run(nn.functional.pad(x, (0, 0, self.kernel - 1, 0)), x)
+        n, seen = x.shape[1], nn.functional.pad(x, (0, 0, self.kernel - 1, 0))
+        y = seen[:, :n] * self.taps[0]
+        for i in range(1, self.kernel):
+            y = y + seen[:, i : i + n] * self.taps[i]
+        return self._rest(y, x)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         seen = torch.cat([state["past"], x], 1)
-        return self._run(seen, x), {"past": seen[:, 1:]}
+        return self._rest((seen * self.taps).sum(1, keepdim=True), x), {"past": seen[:, 1:]}
 
 
 class Stack(Causal):
