@@ -1,0 +1,80 @@
+"""The codec on ONNX Runtime: spectrum → tokens and tokens → spectrum, a batch of slots a step, state outside. No PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from .codec_config import CodecConfig
+from .engine import F32, WEIGHTS, EngineError, State
+
+I64 = NDArray[np.int64]
+CODEC_WEIGHTS = WEIGHTS / "codec"
+NO_WEIGHTS = "no codec weights are shipped yet; train some (python -m tools.train_codec --help) and name their folder with --weights"
+_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+
+
+class _Step:
+    """One ONNX graph `x, state... → outputs..., state.new...`."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # onnxruntime's exceptions have no common base that it documents
+            raise EngineError(f"{path} cannot be loaded ({type(e).__name__}); export it again: python -m voicewire.engines.codec_export") from None
+        inputs = {i.name: i for i in self._session.get_inputs()}
+        del inputs["x"]
+        self._shapes = {n: (tuple(i.shape[1:]), _TYPES[i.type]) for n, i in inputs.items()}
+        self._outputs = len(self._session.get_outputs()) - len(self._shapes)
+
+    def fresh(self, batch: int) -> State:
+        return {n: np.zeros((batch, *shape), dtype) for n, (shape, dtype) in self._shapes.items()}
+
+    def __call__(self, x: NDArray[Any], state: State) -> tuple[list[NDArray[Any]], State]:
+        out = self._session.run(None, {"x": x, **state})
+        return out[: self._outputs], dict(zip(self._shapes, out[self._outputs :], strict=True))
+
+
+class CodecEngine:
+    """Encoder and decoder from a weights folder. Safe to share between threads (no state inside)."""
+
+    name = "onnx"
+
+    def __init__(self, folder: Path = CODEC_WEIGHTS, threads: int = 1) -> None:
+        if not (folder / "codec.json").exists():
+            raise EngineError(
+                NO_WEIGHTS if folder == CODEC_WEIGHTS else f"no codec weights in {folder}; write some there: python -m voicewire.engines.codec_export"
+            )
+        try:
+            meta = json.loads((folder / "codec.json").read_text())
+            self.config = CodecConfig.from_dict(meta["config"])
+            self.weights: str = meta["weights"]  # fingerprint, binds token files
+        except (ValueError, KeyError, TypeError, OSError) as e:
+            raise EngineError(f"{folder / 'codec.json'} is not what codec_export writes ({e}); export the weights again") from None
+        self._encode, self._decode = _Step(folder / "encode.onnx", threads), _Step(folder / "decode.onnx", threads)
+
+    def init_encoder(self, batch: int) -> State:
+        return self._encode.fresh(batch)
+
+    def init_decoder(self, batch: int) -> State:
+        return self._decode.fresh(batch)
+
+    def encode(self, x: F32, state: State) -> tuple[I64, F32, State]:
+        """x: [slots, 2, 160, 2] float32 spectrum → (tokens [slots, streams], semantic vectors [slots, code_dim], new state). Pure."""
+        (tokens, semantic), new = self._encode(x, state)
+        return tokens, semantic, new
+
+    def decode(self, tokens: I64, state: State) -> tuple[F32, State]:
+        """tokens: [slots, streams], -1 where one was not sent → ([slots, 2, 160, 2] float32 spectrum, new state). Pure."""
+        (y,), new = self._decode(tokens, state)
+        return y, new

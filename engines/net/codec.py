@@ -1,0 +1,209 @@
+"""The causal codec: spectrum → five tokens a 20 ms frame → spectrum. Two streams, as H-Codec; the semantic token as UniAudio-Token.
+
+    X ─level, ^0.3─► conv over frequency ─┬─► acoustic blocks ──────────────► RVQ 4 × 1,024 ──► a1..a4 ┐
+                                          │        └ shallow detail                                    ├─► decoder blocks ─► conv ─► |S|, phase
+                                          └─► semantic blocks ─► + gate ⊙ detail ─► VQ 1,024 ─► s ─────┘
+                                                                                    └─► teacher's features (training)
+
+The decoder sees tokens and nothing else. All layers are causal, there is no look-ahead: the delay is the spine's 30 ms.
+Phases are kept relative to the middle of the window, where they change slowly from bin to bin.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..codec_config import CodecConfig
+from ..config import CORE_BINS, HOPS_PER_FRAME
+from .bands import FreqConv
+from .causal import Causal, State, scoped, within
+from .codec_blocks import Stack
+from .codec_quantise import Quantiser
+from .level import Level
+from .model import POWER, compress
+
+BANDS = CORE_BINS // 8
+LEVEL_FLOOR = 1e-5  # about -78 dB re full scale: what is below is not brought up
+
+
+def centred(x: Tensor) -> Tensor:
+    """Phase reference from the start of the window to its middle and back (its own inverse). x: [..., 160, 2]."""
+    sign = 1.0 - 2.0 * (torch.arange(x.shape[-2], device=x.device) % 2)
+    return x * sign[:, None].to(x.dtype)
+
+
+class Gate(nn.Module):
+    """Shallow acoustic detail, gated into the deep semantic stream before its quantiser (SAE of UniAudio-Token)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.adapter = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.gate = nn.Sequential(nn.Linear(2 * dim, dim), nn.Tanh(), nn.Linear(dim, dim), nn.Sigmoid())
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, deep: Tensor, shallow: Tensor) -> tuple[Tensor, Tensor]:
+        """Both [B, T, dim] → (fused [B, T, dim], openness of the gate [B, T, dim])."""
+        g = self.gate(torch.cat([deep, shallow], -1))
+        return self.norm(deep + g * self.adapter(shallow)), g
+
+
+class Encoder(Causal):
+    """x: [B, hops, 160, 2] float32 spectrum (hops even) → tokens [B, frames, 1 + layers] int64, semantic first.
+
+    `features` gives what the quantisers see: acoustic and semantic vectors [B, frames, dim], and the gate.
+    """
+
+    step_size = HOPS_PER_FRAME
+
+    def __init__(self, cfg: CodecConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        c, d = cfg.channels, cfg.dim
+        self.level = Level(HOPS_PER_FRAME)
+        self.head = nn.Sequential(FreqConv(2 * HOPS_PER_FRAME * 3, c, 8, 4), FreqConv(c, 2 * c, 4, 2))
+        self.to_dim, self.from_level = nn.Linear(2 * c * BANDS, d), nn.Linear(HOPS_PER_FRAME, d)
+        self.acoustic = Stack(d, cfg.kernel, cfg.acoustic_blocks)
+        self.semantic = Stack(d, cfg.kernel, cfg.semantic_blocks)
+        self.gate = Gate(d)
+        self.semantic_vq = Quantiser(d, cfg.code_dim, cfg.codes, 1)
+        self.acoustic_vq = Quantiser(d, cfg.code_dim, cfg.codes, cfg.layers)
+
+    def init_state(self, batch: int) -> State:
+        return {
+            **scoped("level", self.level.init_state(batch)),
+            "past": torch.zeros(batch, HOPS_PER_FRAME * 3, CORE_BINS),
+            **scoped("acoustic", self.acoustic.init_state(batch)),
+            **scoped("semantic", self.semantic.init_state(batch)),
+        }
+
+    def _features(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """→ [B, frames, 6, 160] at one loudness, and that loudness [B, frames, 2]."""
+        b, hops = level.shape
+        level = level + LEVEL_FLOOR
+        xc = centred(compress(x / level[..., None, None]))
+        size = (xc.square().sum(-1, keepdim=True) + 1e-8).sqrt()
+        f = torch.cat([xc, size], -1).view(b, hops // HOPS_PER_FRAME, HOPS_PER_FRAME, CORE_BINS, 3)
+        f = f.permute(0, 1, 2, 4, 3).reshape(b, hops // HOPS_PER_FRAME, -1, CORE_BINS)
+        return f, (level.log() / 2 + 3).view(b, -1, HOPS_PER_FRAME)
+
+    def _analyse(self, f: Tensor, loud: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, frames, 12, 160] → what is common [B, frames, dim], and the same knowing the loudness."""
+        b, t = f.shape[:2]
+        c: Tensor = self.to_dim(self.head(f.flatten(0, 1)).flatten(1)).view(b, t, -1)
+        return c, c + self.from_level(loud)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            level = self.level(x.square().sum(-1).mean(-1))
+        f, loud = self._features(x, level)
+        past = torch.cat([torch.zeros_like(f[:, :1]), f[:, :-1]], 1)
+        common, shallow = self._analyse(torch.cat([past, f], 2), loud)
+        fused, gate = self.gate(self.semantic(common), shallow)
+        return self.acoustic(shallow), fused, gate
+
+    def features_step(self, x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        level, level_state = self.level.step(x.square().sum(-1).mean(-1), within("level", state))
+        f, loud = self._features(x, level)
+        common, shallow = self._analyse(torch.cat([state["past"][:, None], f], 2), loud)
+        acoustic, a = self.acoustic.step(shallow, within("acoustic", state))
+        deep, s = self.semantic.step(common, within("semantic", state))
+        new = {**scoped("level", level_state), "past": f[:, 0], **scoped("acoustic", a), **scoped("semantic", s)}
+        return acoustic, self.gate(deep, shallow)[0], {k: new[k] for k in state}
+
+    def tokens(self, acoustic: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
+        """→ (tokens [B, frames, 1 + layers], what the semantic search was given [B, frames, code_dim])."""
+        z = self.semantic_vq.project(semantic)
+        a = self.acoustic_vq.encode(self.acoustic_vq.project(acoustic))
+        return torch.cat([self.semantic_vq.encode(z), a], -1), z
+
+    def forward(self, x: Tensor) -> Tensor:
+        acoustic, semantic, _ = self.features(x)
+        return self.tokens(acoustic, semantic)[0]
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        acoustic, semantic, new = self.features_step(x, state)
+        return self.tokens(acoustic, semantic)[0], new
+
+
+class Decoder(Causal):
+    """Two vectors a frame, as the quantisers give them out, [B, frames, 2 dim] → [B, hops, 160, 2] spectrum."""
+
+    def __init__(self, cfg: CodecConfig) -> None:
+        super().__init__()
+        c = cfg.channels
+        self.channels = c
+        self.inp = nn.Linear(2 * cfg.dim, cfg.dim)
+        self.stack = Stack(cfg.dim, cfg.kernel, cfg.decoder_blocks)
+        self.norm = nn.LayerNorm(cfg.dim)
+        self.from_dim = nn.Linear(cfg.dim, 2 * c * BANDS)
+        self.up = nn.Sequential(nn.SiLU(), nn.ConvTranspose1d(2 * c, c, 4, 2, 1), FreqConv(c, c))
+        self.tail = nn.ConvTranspose1d(c, HOPS_PER_FRAME * 3, 8, 4, 2)
+        with torch.no_grad():
+            assert self.tail.bias is not None
+            self.tail.bias.zero_()
+            self.tail.bias[0::3] = -2.5  # log of a quiet compressed magnitude
+
+    def init_state(self, batch: int) -> State:
+        return self.stack.init_state(batch)
+
+    def _synthesise(self, h: Tensor) -> Tensor:
+        b, t, _ = h.shape
+        u = self.from_dim(self.norm(h)).view(b * t, 2 * self.channels, BANDS)
+        o = self.tail(self.up(u)).float().view(b, t, HOPS_PER_FRAME, 3, CORE_BINS).permute(0, 1, 2, 4, 3)
+        o = o.reshape(b, t * HOPS_PER_FRAME, CORE_BINS, 3)
+        size = o[..., :1].clamp(-12.0, 1.5)
+        phase = o[..., 1:] * (o[..., 1:].square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+        return centred((size / POWER).exp() * phase)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._synthesise(self.stack(self.inp(x)))
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        h, new = self.stack.step(self.inp(x), state)
+        return self._synthesise(h), new
+
+
+class Codec(Causal):
+    """x: [B, hops, 160, 2] float32 spectrum (hops even) → same shape, through tokens.
+
+    State: `encoder.*` and `decoder.*`; the two halves run without each other, on two machines.
+    """
+
+    step_size = HOPS_PER_FRAME
+
+    def __init__(self, cfg: CodecConfig) -> None:
+        super().__init__()
+        self.cfg = cfg.validate()
+        self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
+        self.teach = nn.Linear(cfg.dim, cfg.teacher_dim)
+
+    def init_state(self, batch: int) -> State:
+        return {**scoped("encoder", self.encoder.init_state(batch)), **scoped("decoder", self.decoder.init_state(batch))}
+
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """[B, frames, 1 + layers] int64 → [B, frames, 2 dim]; -1: a token that was not sent."""
+        return torch.cat([self.encoder.semantic_vq.decode(tokens[..., :1]), self.encoder.acoustic_vq.decode(tokens[..., 1:])], -1)
+
+    def taught(self, tokens: Tensor) -> Tensor:
+        """What the semantic tokens tell of the teacher's features: [B, frames, 1 + layers] → [B, frames, teacher_dim]."""
+        y: Tensor = self.teach(self.encoder.semantic_vq.decode(tokens[..., :1]))
+        return y
+
+    def encode_step(self, x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """One frame: (tokens [B, 1, 1 + layers], semantic vector [B, 1, code_dim], new encoder state)."""
+        acoustic, semantic, new = self.encoder.features_step(x, state)
+        return *self.encoder.tokens(acoustic, semantic), new
+
+    def decode_step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """One frame: [B, 1, 1 + layers] → ([B, 2, 160, 2] spectrum, new decoder state)."""
+        return self.decoder.step(self.vectors(tokens), state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.decoder(self.vectors(self.encoder(x)))
+        return y
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        tokens, _, e = self.encode_step(x, within("encoder", state))
+        y, d = self.decode_step(tokens, within("decoder", state))
+        return y, {**scoped("encoder", e), **scoped("decoder", d)}

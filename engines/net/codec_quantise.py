@@ -1,0 +1,126 @@
+"""Codebooks: nearest neighbour, learned as running means of what falls on them (VQ-VAE with EMA, van den Oord et al. 2017), residual layers
+(SoundStream, Zeghidour et al. 2021), codes that nobody uses started again from what is seen now (Dhariwal et al. 2020).
+
+Entries are narrow (32 numbers): a linear layer brings features down before the search and up after it, which keeps codes in use (DAC, Kumar et al. 2023).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+DECAY = 0.98
+DEAD = 0.1  # share of an even use below which a code starts again
+FRESH = 0.2  # what a code that starts again is counted as: unused, it is dead again after 35 steps
+RESTART_STEPS = 10
+
+
+class Codebook(nn.Module):
+    """z: [..., code_dim] float32 → index [...] int64. Buffers only: codes move by running means, not by gradients."""
+
+    def __init__(self, codes: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.randn(codes, dim))
+        self.register_buffer("count", torch.zeros(codes))
+        self.register_buffer("total", torch.zeros(codes, dim))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.codes: Tensor
+        self.count: Tensor
+        self.total: Tensor
+        self.steps: Tensor
+
+    def search(self, z: Tensor) -> Tensor:
+        """Nearest code by squared distance; the term that all codes share is left out."""
+        distance = self.codes.square().sum(-1) - 2 * (z @ self.codes.t())
+        return distance.argmin(-1)
+
+    def look_up(self, index: Tensor) -> Tensor:
+        """[...] → [..., code_dim]; an index below 0 means "not sent" and gives zeros."""
+        sent = (index >= 0).to(self.codes.dtype)[..., None]
+        return self.codes[index.clamp_min(0)] * sent
+
+    @torch.no_grad()
+    def learn(self, z: Tensor, index: Tensor) -> None:
+        """Move the codes towards the vectors z: [N, code_dim] that chose them."""
+        if self.steps == 0:  # start from what is there
+            self._restart(torch.ones_like(self.count, dtype=torch.bool), z)
+            index = self.search(z)
+        n = len(self.codes)
+        self.count.mul_(DECAY).add_(torch.bincount(index, minlength=n).to(z.dtype), alpha=1 - DECAY)
+        self.total.mul_(DECAY).index_add_(0, index, z, alpha=1 - DECAY)
+        used = self.count > 1e-4
+        self.codes.copy_(torch.where(used[:, None], self.total / self.count.clamp_min(1e-4)[:, None], self.codes))
+        self.steps += 1
+        if self.steps % RESTART_STEPS == 0:
+            self._restart(self.count < DEAD * len(z) / n, z)
+
+    def _restart(self, dead: Tensor, z: Tensor) -> None:
+        pick = torch.randint(len(z), (len(self.codes),), device=z.device)
+        fresh = z[pick] + 0.01 * z.std() * torch.randn_like(self.codes)
+        count = FRESH * len(z) / len(self.codes)
+        self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
+        self.count.masked_fill_(dead, count)
+        self.total.copy_(torch.where(dead[:, None], fresh * count, self.total))
+
+
+class Quantiser(nn.Module):
+    """Residual codebooks between a narrowing and a widening linear layer.
+
+    x: [B, T, dim] → index [B, T, layers]; index → [B, T, dim]. What leaves `decode` depends on the indices alone.
+    """
+
+    def __init__(self, dim: int, code_dim: int, codes: int, layers: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.narrow, self.widen = nn.Linear(dim, code_dim), nn.Linear(code_dim, dim)
+        # every number varies by one: else the commitment shrinks them all away under codes that stay behind
+        self.spread = nn.BatchNorm1d(code_dim, affine=False)
+        self.books = nn.ModuleList(Codebook(codes, code_dim) for _ in range(layers))
+
+    def _books(self) -> list[Codebook]:
+        return [cast(Codebook, b) for b in self.books]
+
+    def project(self, x: Tensor) -> Tensor:
+        """What is searched for: [B, T, dim] → [B, T, code_dim]."""
+        z: Tensor = self.spread(self.narrow(self.norm(x).float()).transpose(1, 2)).transpose(1, 2)
+        return z
+
+    def encode(self, z: Tensor) -> Tensor:
+        """[B, T, code_dim] of `project` → [B, T, layers] int64."""
+        index = []
+        for book in self._books():
+            index.append(book.search(z))
+            z = z - book.look_up(index[-1])
+        return torch.stack(index, -1)
+
+    def decode(self, index: Tensor) -> Tensor:
+        """[B, T, layers] int64 → [B, T, dim]; layers given as -1 add nothing."""
+        z = self._books()[0].look_up(index[..., 0])
+        for i, book in enumerate(self._books()[1:], 1):
+            z = z + book.look_up(index[..., i])
+        y: Tensor = self.widen(z)
+        return y
+
+    def train_step(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Training only: quantise with straight-through gradients and teach the codebooks.
+
+        keep: [B] layers to use of each example (quantiser dropout; 0: none). → (y [B, T, dim], index [B, T, layers], commitment loss, what was
+        searched for [B, T, code_dim]).
+        """
+        z = self.project(x)
+        rest, q, loss, index = z, torch.zeros_like(z), z.new_zeros(()), []
+        for i, book in enumerate(self._books()):
+            found = book.search(rest.detach())
+            code = book.look_up(found)
+            book.learn(rest.detach().flatten(0, 1), found.flatten())  # after: what is heard in training is what would be heard in use
+            loss = loss + mse_loss(rest, code)
+            used = (keep > i)[:, None, None].to(z.dtype)
+            q = q + code * used
+            rest = rest - code
+            index.append(found)
+        some = (keep > 0)[:, None, None].to(z.dtype)
+        y: Tensor = self.widen((z + (q - z).detach()) * some)
+        return y, torch.stack(index, -1), loss, z

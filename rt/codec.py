@@ -1,0 +1,141 @@
+"""Sound to tokens and back, in blocks of any size: what `voicewire codec` and a relay run on. The delay of both together is 30 ms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voicewire.engines.codec_config import FRAMES_PER_SECOND
+from voicewire.engines.codec_engine import CodecEngine
+from voicewire.engines.codec_hold import Holder
+from voicewire.engines.config import CORE_BINS, HOPS_PER_FRAME
+from voicewire.engines.stft import BINS, analyse, hop_samples, synthesise
+
+from .codec_format import PACKET_FRAMES, End, Header, Packet, Parser, TokenError, frames_of, pack_end, pack_packet
+from .lane import F32, Samples, to_float
+
+I64 = NDArray[np.int64]
+
+
+class TokenEncoder:
+    """One channel of sound → tokens, frame by frame.
+
+    rate: 8,000 to 48,000 Hz, no resampling; sound above 8 kHz is not coded. NaN and infinities are taken for silence.
+    """
+
+    def __init__(self, rate: int, engine: CodecEngine) -> None:
+        self.hop = hop_samples(rate)
+        self.rate, self.engine, self.samples = rate, engine, 0
+        self._state = engine.init_encoder(1)
+        self._tail: F32 = np.zeros((1, self.hop), np.float32)
+        self._rest: F32 = np.zeros(0, np.float32)
+
+    def process(self, block: Samples) -> tuple[I64, F32]:
+        """block: [n] float32 or int16, any n → tokens [frames, streams] and semantic vectors [frames, code_dim] of the frames that are now complete."""
+        self.samples += len(block)
+        return self._run(to_float(block)[0])
+
+    def flush(self) -> tuple[I64, F32]:
+        """The frames that the last samples are in."""
+        missing = frames_of(self.samples, self.rate) * HOPS_PER_FRAME * self.hop - self.samples
+        return self._run(np.zeros(missing, np.float32))
+
+    def _run(self, block: F32) -> tuple[I64, F32]:
+        size, cfg = HOPS_PER_FRAME * self.hop, self.engine.config
+        x = np.concatenate([self._rest, block])
+        whole = len(x) // size
+        tokens, semantic = np.zeros((whole, cfg.streams), np.int64), np.zeros((whole, cfg.code_dim), np.float32)
+        for t in range(whole):
+            spec, self._tail = analyse(self._tail, x[None, t * size : (t + 1) * size])
+            tokens[t : t + 1], semantic[t : t + 1], self._state = self.engine.encode(spec[:, :, :CORE_BINS], self._state)
+        self._rest = x[whole * size :].copy()
+        return tokens, semantic
+
+
+class TokenDecoder:
+    """Tokens → sound. The first `hop` samples that come out are from before the first that went in."""
+
+    def __init__(self, rate: int, engine: CodecEngine) -> None:
+        self.hop = hop_samples(rate)
+        self.rate, self.engine = rate, engine
+        self._state = engine.init_decoder(1)
+        self._overlap: F32 = np.zeros((1, self.hop), np.float32)
+
+    def process(self, tokens: I64) -> F32:
+        """tokens: [frames, streams or fewer], -1 where one is missing → [frames 20 ms] float32."""
+        missing = self.engine.config.streams - tokens.shape[1]
+        tokens = np.pad(tokens, ((0, 0), (0, missing)), constant_values=-1)
+        out = np.zeros((len(tokens), HOPS_PER_FRAME * self.hop), np.float32)
+        spec = np.zeros((1, HOPS_PER_FRAME, BINS, 2), np.float32)
+        for t in range(len(tokens)):
+            spec[:, :, :CORE_BINS], self._state = self.engine.decode(tokens[t : t + 1], self._state)
+            out[t : t + 1], self._overlap = synthesise(self._overlap, spec)
+        return out.reshape(-1)
+
+
+def streams_within(kbit_s: float, engine: CodecEngine) -> int:
+    """How many tokens a frame fit into a bit rate, heads of packets not counted. ValueError where not even the semantic one does."""
+    each = FRAMES_PER_SECOND * engine.config.bits / 1000
+    streams = int(kbit_s / each + 1e-6)
+    if streams < 1:
+        raise ValueError(f"{kbit_s:g} kbit/s is too little; the semantic tokens alone take {each:g} kbit/s")
+    return min(streams, engine.config.streams)
+
+
+def encode(
+    blocks: Iterable[F32], rate: int, engine: CodecEngine, holder: Holder | None = None, *, streams: int | None = None, packet_frames: int = PACKET_FRAMES
+) -> Iterator[bytes]:
+    """Blocks of sound → bytes of the token format, a packet at a time. holder: for variable rate; streams: leave out the last acoustic layers."""
+    cfg, encoder = engine.config, TokenEncoder(rate, engine)
+    streams = cfg.streams if streams is None else streams
+    header = Header(rate, streams, cfg.bits, engine.weights, holder is not None)
+    yield header.pack()
+    tokens, sent, first = np.zeros((0, streams), np.int64), np.zeros(0, bool), 0
+
+    def packets(whole: bool) -> Iterator[bytes]:
+        nonlocal tokens, sent, first
+        while len(tokens) >= packet_frames or (whole and len(tokens)):
+            here = sent[:packet_frames].copy()
+            here[0] = True  # a packet is read without the one before
+            yield pack_packet(header, Packet(first, tokens[:packet_frames], here))
+            first += len(here)
+            tokens, sent = tokens[packet_frames:], sent[packet_frames:]
+
+    def take(new: I64, semantic: F32) -> None:
+        nonlocal tokens, sent
+        held = [holder.next(v) for v in semantic] if holder else [False] * len(new)
+        tokens, sent = np.concatenate([tokens, new[:, :streams]]), np.concatenate([sent, ~np.array(held, bool)])
+
+    for block in blocks:
+        take(*encoder.process(block))
+        yield from packets(False)
+    take(*encoder.flush())
+    yield from packets(True)
+    yield pack_end(End(first, encoder.samples))
+
+
+def read_tokens(data: bytes) -> tuple[Header, I64, NDArray[np.bool_], int]:
+    """A whole token file → (header, tokens [frames, streams], sent [frames], samples). TokenError when it is not whole."""
+    parser = Parser()
+    packets = list(parser.feed(data))
+    end = parser.finish()
+    assert parser.header is not None
+    if not packets:
+        return parser.header, np.zeros((0, parser.header.streams), np.int64), np.zeros(0, bool), end.samples
+    return parser.header, np.concatenate([p.tokens for p in packets]), np.concatenate([p.sent for p in packets]), end.samples
+
+
+def check_weights(header: Header, engine: CodecEngine) -> None:
+    """TokenError unless these weights can read these tokens."""
+    cfg = engine.config
+    if header.weights != engine.weights or header.streams > cfg.streams or header.bits != cfg.bits:
+        raise TokenError(f"was made with codec weights {header.weights}, here are {engine.weights}; name the right folder with --weights")
+
+
+def decode(tokens: I64, rate: int, samples: int, engine: CodecEngine) -> F32:
+    """[frames, streams] → [samples] float32, aligned with what was encoded."""
+    decoder = TokenDecoder(rate, engine)
+    y: F32 = decoder.process(tokens)[decoder.hop : decoder.hop + samples]
+    return y

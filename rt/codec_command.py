@@ -1,0 +1,95 @@
+"""`voicewire codec encode IN OUT.tok` and `voicewire codec decode IN.tok OUT.wav`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voicewire.engines.codec_config import FRAMES_PER_SECOND
+from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
+from voicewire.engines.codec_hold import Holder
+
+from . import codec, files
+from .codec_format import TokenError
+
+THRESHOLD, CAP_MS = 0.95, 160.0
+
+
+def add(sub: Any, positive: Callable[[str], float]) -> None:
+    c = sub.add_parser("codec", help="speech as tokens, 2.5 kbit/s, and back")
+    kinds = c.add_subparsers(dest="action", required=True, metavar="encode|decode", parser_class=type(c))
+    e = kinds.add_parser("encode", help="a sound file to a token file")
+    e.add_argument("input", type=Path, metavar="IN")
+    e.add_argument("output", type=Path, metavar="OUT.tok")
+    e.add_argument("--bitrate", type=positive, metavar="KBIT", help="leave out acoustic layers to stay below this many kbit/s; default: all, 2.5")
+    e.add_argument("--variable", action="store_true", help="variable rate: tokens are held while what is said stays the same")
+    e.add_argument("--threshold", type=positive, help=f"with --variable: agreement (cosine) from which on tokens are held; default {THRESHOLD}")
+    e.add_argument("--cap-ms", type=positive, help=f"with --variable: longest time that tokens are held; default {CAP_MS:.0f}")
+    d = kinds.add_parser("decode", help="a token file to a sound file")
+    d.add_argument("input", type=Path, metavar="IN.tok")
+    d.add_argument("output", type=Path, metavar="OUT")
+    for p in (e, d):
+        p.add_argument("--weights", type=Path, default=CODEC_WEIGHTS, help="folder with the codec's weights")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as e:
+        raise files.InputError(f"{path} could not be written: {e.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_place(source: Path, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise files.InputError(f"no folder {path.parent} to write {path.name} to; make it first")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise files.InputError(f"{path} may not be written; choose another place")
+    if path.exists() and source.exists() and path.samefile(source):
+        raise files.InputError("IN and OUT are the same file; give another name for the result")
+
+
+def _encode(a: argparse.Namespace) -> str:
+    _check_place(a.input, a.output)
+    x, rate, _ = files.read(a.input)
+    if not a.variable and (a.threshold or a.cap_ms):
+        raise files.InputError("--threshold and --cap-ms go with --variable")
+    holder = Holder(a.threshold or THRESHOLD, max(1, round((a.cap_ms or CAP_MS) * FRAMES_PER_SECOND / 1000))) if a.variable else None
+    engine = CodecEngine(a.weights)
+    streams = codec.streams_within(a.bitrate, engine) if a.bitrate else None
+    mono = x.mean(1, dtype=np.float32)
+    data = b"".join(codec.encode((mono[t : t + rate] for t in range(0, len(mono), rate)), rate, engine, holder, streams=streams))
+    _write(a.output, data)
+    seconds = len(x) / rate
+    return f"{a.output}: {seconds:.1f} s at {rate} Hz in {len(data)} bytes, {8 * len(data) / seconds / 1000:.2f} kbit/s"
+
+
+def _decode(a: argparse.Namespace) -> str:
+    files.check_writable(a.output)
+    _check_place(a.input, a.output)
+    if not a.input.is_file():
+        raise files.InputError(f"no file {a.input}")
+    try:
+        header, tokens, sent, samples = codec.read_tokens(a.input.read_bytes())
+        engine = CodecEngine(a.weights)
+        codec.check_weights(header, engine)
+    except TokenError as e:
+        raise files.InputError(f"{a.input} {e}") from None
+    y = codec.decode(tokens, header.rate, samples, engine)
+    files.write(a.output, y[:, None], header.rate)
+    kind = f"{sent.mean():.0%} of the frames sent" if header.variable and len(sent) else "constant rate"
+    return f"{a.output}: {samples / header.rate:.1f} s at {header.rate} Hz, {kind}"
+
+
+def run(a: argparse.Namespace) -> int:
+    print(_encode(a) if a.action == "encode" else _decode(a))
+    return 0

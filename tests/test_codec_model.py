@@ -1,0 +1,146 @@
+"""The codec's modules: the contract, and that the decoder knows nothing but tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from codec_weights import SMALL, tried_codec
+
+from voicewire.engines.codec_config import CodecConfig
+from voicewire.engines.contract import TorchSteps, verify_contract
+from voicewire.engines.net.codec import Codec, Encoder, centred
+from voicewire.engines.net.codec_blocks import ConvBlock, Stack
+from voicewire.engines.net.codec_quantise import Codebook, Quantiser
+
+
+def random_input(*shape: int) -> np.ndarray:
+    return (0.02 * np.random.default_rng(1).standard_normal(shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return tried_codec()
+
+
+@pytest.mark.parametrize("module", [ConvBlock(8, 4), Stack(8, 3, 2)], ids=["ConvBlock", "Stack"])
+def test_parts_keep_the_contract(module: torch.nn.Module) -> None:
+    verify_contract(TorchSteps(module), random_input(3, 30, 8))
+
+
+def test_codec_keeps_the_contract(codec: Codec) -> None:
+    x = random_input(3, 60, 160, 2)
+    verify_contract(TorchSteps(codec), x)
+    verify_contract(TorchSteps(codec.decoder), random_input(3, 30, 2 * SMALL.dim))
+
+
+def test_encoder_streams_the_same_tokens(codec: Codec) -> None:
+    x = torch.from_numpy(random_input(3, 60, 160, 2))
+    state, rows = codec.encoder.init_state(3), []
+    with torch.no_grad():
+        whole = codec.encoder(x)
+        for t in range(0, 60, 2):
+            tokens, state = codec.encoder.step(x[:, t : t + 2], state)
+            rows.append(tokens)
+        assert torch.equal(torch.cat(rows, 1), whole)
+        assert whole.shape == (3, 30, SMALL.streams) and whole.min() >= 0 and whole.max() < SMALL.codes
+        assert len(whole.unique()) > 20, "the test says nothing: tokens hardly differ"
+        assert torch.equal(codec.encoder(x[:, :40]), whole[:, :20]), "the future changed a token"
+
+
+def test_default_codec_keeps_the_contract() -> None:
+    torch.manual_seed(0)
+    verify_contract(TorchSteps(Codec(CodecConfig())), random_input(3, 16, 160, 2))
+
+
+def test_nothing_goes_round_the_quantiser(codec: Codec) -> None:
+    """Another input that falls on the same tokens gives the same sound, bit for bit; and no gradient reaches the input without straight-through."""
+    x = torch.from_numpy(random_input(1, 60, 160, 2))
+    with torch.no_grad():
+        for size in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+            other = x * (1 + size * torch.randn_like(x))
+            if torch.equal(codec.encoder(other), codec.encoder(x)):
+                break
+        assert not torch.equal(other, x) and torch.equal(codec.encoder(other), codec.encoder(x))
+        assert not torch.equal(codec.encoder.features(other)[0], codec.encoder.features(x)[0])
+        assert torch.equal(codec(other), codec(x))
+    moving = x.clone().requires_grad_()
+    assert codec.encoder.features(moving)[0].requires_grad
+    y = codec(moving)
+    if y.requires_grad:  # the decoder's own weights take gradients; the input must not
+        assert torch.autograd.grad(y.sum(), moving, allow_unused=True)[0] is None
+    tokens = codec.encoder(x)
+    with torch.no_grad():
+        for stream in range(SMALL.streams):
+            changed = tokens.clone()
+            changed[:, 10:, stream] = (changed[:, 10:, stream] + 1) % SMALL.codes
+            a, b = codec.decoder(codec.vectors(tokens)), codec.decoder(codec.vectors(changed))
+            assert torch.equal(a[:, :20], b[:, :20]) and not torch.allclose(a[:, 20:], b[:, 20:]), f"stream {stream} is not heard"
+
+
+def test_a_token_not_sent_adds_nothing(codec: Codec) -> None:
+    q = codec.encoder.acoustic_vq
+    index = torch.tensor([[[3, 5, 7]]])
+    less = torch.tensor([[[3, -1, -1]]])
+    torch.testing.assert_close(q.decode(less), q.widen(q._books()[0].codes[3])[None, None])
+    assert not torch.equal(q.decode(index), q.decode(less))
+
+
+def test_training_and_running_quantise_alike() -> None:
+    torch.manual_seed(1)
+    q = Quantiser(16, 8, 32, 3)
+    x = torch.randn(4, 50, 16)
+    for _ in range(30):
+        q.train_step(x, torch.full((4,), 3))
+    before = [b.codes.clone() for b in q._books()]
+    assert all(torch.isfinite(b).all() for b in before)
+    z = q.project(x)
+    index = q.encode(z)
+    y = q.decode(index)
+    trained, found, _, _ = q.train_step(x, torch.tensor([3, 3, 1, 0]))
+    assert torch.equal(index, found)
+    torch.testing.assert_close(trained[0], y[0])
+    torch.testing.assert_close(trained[3], q.widen.bias.expand(50, 16))
+
+
+def test_each_layer_comes_closer() -> None:
+    torch.manual_seed(1)
+    q = Quantiser(16, 8, 64, 3)
+    x = torch.randn(8, 200, 16)
+    for _ in range(60):
+        q.train_step(x, torch.full((8,), 3))
+    index, wanted, errors = q.encode(q.project(x)), q.widen(q.project(x)), []
+    for layers in (0, 1, 2, 3):
+        cut = torch.where(torch.arange(3) < layers, index, -1)
+        errors.append(float((q.decode(cut) - wanted).square().mean().detach()))
+    assert errors == sorted(errors, reverse=True) and errors[3] < 0.5 * errors[0]
+
+
+def test_dead_codes_start_again() -> None:
+    torch.manual_seed(1)
+    book = Codebook(32, 4)
+    z = torch.randn(400, 4)
+    for _ in range(5):
+        book.learn(z, book.search(z))
+    book.codes[:16] = 1e3  # far from everything
+    book.count[:16] = 0
+    for _ in range(40):
+        book.learn(z, book.search(z))
+    assert len(book.search(z).unique()) > 28
+
+
+def test_centred_phases_are_smooth() -> None:
+    """A click in the middle of the window has the same phase in all bins."""
+    x = torch.zeros(320)
+    x[160] = 1
+    spec = centred(torch.view_as_real(torch.fft.rfft(x))[:160])
+    torch.testing.assert_close(spec, torch.tensor([1.0, 0.0]).expand(160, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(centred(centred(spec)), spec)
+
+
+def test_settings_are_checked() -> None:
+    for values, complaint in (({"codes": 1000}, "power of two"), ({"layers": 0}, "at least 1"), ({"dims": 3}, "dims")):
+        with pytest.raises(ValueError, match=complaint):
+            CodecConfig.from_dict(values)
+    assert CodecConfig.from_dict(SMALL.to_dict()) == SMALL
+    assert isinstance(Encoder(SMALL).step_size, int) and CodecConfig().streams * CodecConfig().bits * 50 == 2500

@@ -1,0 +1,222 @@
+"""The codec's training line on audio made here, with a teacher made here: cache features, mix, train, stop, resume, export, judge."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from codec_weights import SMALL
+
+from tools import evaluate_codec, teach, train_codec
+from tools.codec_losses import CodecLoss, mel_bank, semantic_loss
+from tools.codec_mixer import CodecMixer
+from tools.codec_recipe import load
+from tools.discriminator import Discriminator
+from tools.prepare import prepare
+from voicewire.engines.codec_engine import CodecEngine
+from voicewire.engines.codec_export import export_codec
+from voicewire.engines.net.codec import Codec
+from voicewire.rt import codec as stream
+
+RECIPE = """
+[model]
+{model}
+[data]
+cache = "{cache}"
+teacher = "{cache}"
+batch = 2
+seconds = 1.0
+workers = 0
+[train]
+warmup_steps = 2
+checkpoint_minutes = 0.0
+hold = 0.5
+adversarial = 0.1
+adversarial_from_step = 4
+judge_channels = 4
+"""
+
+
+def shape_code(x: np.ndarray) -> np.ndarray:
+    """A stand-in for the teacher: 512 numbers a frame, all from the samples of that frame alone."""
+    frames = np.pad(x, (0, teach.WINDOW * 320 - len(x))).reshape(teach.WINDOW, 320)
+    parts = np.sqrt((frames.reshape(teach.WINDOW, 32, 10) ** 2).mean(-1))
+    parts /= np.linalg.norm(parts, axis=1, keepdims=True) + 1e-4  # the mixer draws levels; a shape stays
+    basis = np.random.default_rng(0).standard_normal((32, 512))
+    return (parts @ basis).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    for speaker in ("anna", "ben", "cleo"):
+        (root / "speech" / speaker).mkdir(parents=True)
+        for i in range(20):
+            x = rng.standard_normal(160000) * np.repeat(rng.random(500), 320) * 0.2
+            sf.write(root / "speech" / speaker / f"{i}.flac", x, 16000)
+    (root / "noise").mkdir()
+    sf.write(root / "noise" / "fan.flac", 0.1 * rng.standard_normal(48000), 16000)
+    out = root / "cache"
+    prepare([("speech", root / "speech"), ("noise", root / "noise")], out, 16000, 0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teach, "teacher_features", shape_code)
+        patch.setattr(teach, "FIT_WINDOWS", 2)
+        assert 0 < teach.teach(out, out, 0.0) < 60, "it stops when the time is up"
+        assert teach.teach(out, out, 1e9) == 60, "and goes on where it stopped"
+        assert teach.teach(out, out, 1e9) == 60
+    return out
+
+
+@pytest.fixture(scope="module")
+def recipe(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.toml"
+    path.write_text(RECIPE.format(cache=cache, model="\n".join(f"{k} = {v}" for k, v in SMALL.to_dict().items())))
+    return path
+
+
+def test_features_fit_their_frames(cache: Path) -> None:
+    """What is cached for a clip is what the teacher heard in it, and what the mixer hands out belongs to the speech beside it."""
+    teacher, projection = teach.Teacher.load(cache), teach.Projection.load(cache)
+    assert 0.9 < projection.explained <= 1.0001
+    mixer = CodecMixer(cache, 1, 2, 2.0, teacher, 1.0)
+    start, (first, n) = next(iter(teacher.clips.items()))
+    clip = mixer._clip(start, n * 320)
+    np.testing.assert_allclose(teacher.frames[first : first + n], projection(shape_code(clip)[:n]), atol=0.02)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        x = mixer.speech(rng)
+        features, known = mixer._heard[-1]
+        wanted = projection(shape_code(x)[: len(features)])
+        assert known.any() and (x.reshape(-1, 320)[~known] == 0).all()
+        error = [np.median(np.abs(np.roll(wanted, shift, 0) - features)[known]) for shift in (0, 1, -1)]
+        assert error[0] < 0.2 * min(error[1:]), error
+
+
+def test_batches_are_pure_and_know_who_is_meant(cache: Path) -> None:
+    teacher = teach.Teacher.load(cache)
+    a, b = (CodecMixer(cache, 1, 3, 1.0, teacher, 0.7) for _ in range(2))
+    for i in (4, 5):
+        for x, y in zip(a.taught_batch(i), b.taught_batch(i), strict=True):
+            np.testing.assert_array_equal(x, y)
+    mix, target, features, known = a.taught_batch(6)
+    assert mix.shape == target.shape == (3, 16000) and features.shape == (3, 50, teach.DIM) and known.shape == (3, 50)
+    assert not CodecMixer(cache, 1, 3, 1.0, None, 0.7).taught_batch(0)[3].any(), "no teacher, nothing known"
+
+
+def test_teach_refuses(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["teach", str(tmp_path)])
+    assert teach.main() == 2 and capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(ValueError, match="no teacher features"):
+        teach.Teacher.load(tmp_path)
+
+
+def test_sound_loss_orders_sounds(clean: np.ndarray, noisy: np.ndarray) -> None:
+    c, n = (torch.from_numpy(z[16000:64000])[None] for z in (clean, noisy))
+    loss = CodecLoss(0.3, 1.0, 0.1)
+    values = [loss(y, c)[0].item() for y in (c, c + 0.3 * (n - c), n, torch.zeros_like(c))]
+    assert values == sorted(values) and values[0] < 0.05
+    quiet = [loss(0.01 * y, 0.01 * c)[0].item() for y in (c + 0.3 * (n - c), n)]
+    assert quiet == pytest.approx(values[1:3], rel=0.05), "how loud a talker is must not matter"
+    silent = torch.zeros_like(c).requires_grad_()
+    total = loss(silent, torch.zeros_like(c))[0]
+    total.backward()
+    assert torch.isfinite(total) and silent.grad is not None and torch.isfinite(silent.grad).all()
+    bank = mel_bank(512, 64)
+    assert bank.shape == (257, 64) and torch.allclose(bank.sum(0), torch.ones(64)) and (bank >= 0).all()
+
+
+def test_semantic_loss_knows_the_lag() -> None:
+    torch.manual_seed(0)
+    features, known = torch.randn(2, 40, 8), torch.ones(2, 40, dtype=torch.bool)
+    late = torch.cat([torch.zeros(2, 2, 8), features[:, :-2]], 1)
+    loss, cosine = semantic_loss(late, features, known, 2)
+    assert cosine > 0.999 and loss < 1e-3
+    assert semantic_loss(late, features, known, 0)[1] < 0.5
+    known[:, 20:] = False
+    late[:, 22:] = 0
+    assert semantic_loss(late, features, known, 2)[1] > 0.999, "what is not known must not count"
+    assert torch.isfinite(semantic_loss(late, features, known & False, 2)[0])
+
+
+def test_discriminator_tells_and_teaches() -> None:
+    torch.manual_seed(0)
+    d = Discriminator(4)
+    optimiser = torch.optim.Adam(d.parameters(), 3e-3)
+    t = torch.arange(2400) / 16000
+    real, made = torch.sin(2 * torch.pi * 300 * t).expand(2, -1) * 0.1, 0.1 * torch.randn(2, 2400)
+    first = d.judge(real, made).item()
+    for _ in range(30):
+        loss = d.judge(real, made)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert d.judge(real, made).item() < 0.8 * first
+    y = made.clone().requires_grad_()
+    fool, match = d.deceive(real, y)
+    (fool + match).backward()
+    assert y.grad is not None and y.grad.abs().sum() > 0
+    assert d.deceive(real, real)[1] == 0
+
+
+def test_recipes(tmp_path: Path) -> None:
+    for path in Path("tools/recipes/codec").glob("*.toml"):
+        load(path)
+    bad = tmp_path / "r.toml"
+    for text, complaint in (("[train]\nspeed = 3", "speed"), ("[fun]\n", "fun"), ("[model]\ncodes = 1000", "power of two"), ("= 3", "r.toml")):
+        bad.write_text(text)
+        with pytest.raises(ValueError, match=complaint):
+            load(bad)
+
+
+def test_codes_follow_what_they_are_taught(recipe: Path, tmp_path: Path) -> None:
+    """A few dozen steps on one batch bring the sound closer."""
+    settings = load(recipe)
+    run = train_codec.Run(tmp_path / "run", settings, "cpu")
+    mixer = CodecMixer(Path(settings.data.cache), 1, 2, 1.0, teach.Teacher.load(Path(settings.data.teacher)), 1.0)
+    batch = [torch.from_numpy(z) for z in mixer.taught_batch(0)]
+    objective = train_codec.Objective(settings.train, SMALL.layers, "cpu", 0)
+    rows = [run.one_step(objective, batch)[0] for _ in range(30)]
+    assert all(np.isfinite(list(r.values())).all() for r in rows)
+    assert np.mean([r["mel"] for r in rows[-5:]]) < 0.85 * np.mean([r["mel"] for r in rows[:3]])
+    assert {"judge", "fool", "match"} <= rows[-1].keys() and "judge" not in rows[0]
+
+
+def test_train_stop_resume_export_run(recipe: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, weights = tmp_path / "run", tmp_path / "weights"
+    for args, steps in ((["--recipe", str(recipe), "--steps", "3"], 3), (["--steps", "2"], 5)):
+        monkeypatch.setattr(sys, "argv", ["train_codec", str(folder), "--device", "cpu", *args])
+        assert train_codec.main() == 0
+        saved = torch.load(folder / "last.pt", weights_only=True)
+        assert saved["step"] == steps
+    assert "resumed" in capsys.readouterr().out
+    first = Codec(SMALL).state_dict()
+    assert sum(not torch.equal(first[k], saved["model"][k]) for k in first if "weight" in k) > 0.8 * len([k for k in first if "weight" in k])
+    codec = export_codec(saved, weights)
+    engine = CodecEngine(weights)
+    x = (0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32)
+    _, tokens, _, samples = stream.read_tokens(b"".join(stream.encode([x], 16000, engine)))
+    offline, reference = train_codec.reconstruct(codec, torch.from_numpy(x)[None])
+    np.testing.assert_array_equal(tokens, reference[0].numpy())
+    np.testing.assert_allclose(stream.decode(tokens, 16000, samples, engine), offline[0].detach().numpy(), atol=1e-4)
+
+    monkeypatch.setattr(teach, "teacher_features", shape_code)
+    clips = [evaluate_codec.Clip("a", x, [], *evaluate_codec.encode(x, engine))]
+    cosine = evaluate_codec.semantic_cosine(clips, engine, cache, weights)
+    assert set(cosine) == {"clean", "5 dB"} and all(-1 <= v <= 1 for v in cosine.values())
+    rows = {s.name: s.run(clips[0]) for s in evaluate_codec.systems(engine)}
+    assert all(len(y) == len(x) and np.isfinite(y).all() and bits > 0 for y, bits in rows.values())
+    assert rows["as recorded"][0] is x
+    if "Opus 6 kbit/s" in rows:
+        assert 4000 < rows["Opus 6 kbit/s"][1] < 9000
+
+
+def test_train_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_codec", str(tmp_path / "none")])
+    assert train_codec.main() == 2 and capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["evaluate_codec", str(tmp_path), "--weights", str(tmp_path)])
+    assert evaluate_codec.main() == 2 and capsys.readouterr().err.count("\n") == 1

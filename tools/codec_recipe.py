@@ -1,0 +1,60 @@
+"""The one TOML a training run of the codec is made of: [model], [data], [train]. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from voicewire.engines.codec_config import CodecConfig
+
+from .recipe import Data, Train
+from .recipe import _section as section
+
+
+@dataclass(frozen=True)
+class CodecData(Data):
+    teacher: str = ""  # folder written by tools.teach; none: no semantic supervision
+    taught_share: float = 0.7  # share of the talkers drawn from clips that have the teacher's features
+
+
+@dataclass(frozen=True)
+class CodecTrain(Train):
+    lr: float = 1e-3
+    degraded_decoded: float = 0.25  # share of the degraded examples that are decoded too, not only encoded
+    complex_share: float = 0.3
+    mel: float = 1.0
+    perceptual: float = 0.1
+    semantic: float = 1.0
+    commitment: float = 0.25
+    teacher_lag_frames: int = 1
+    full_layers: float = 0.5  # share of examples that use all acoustic layers; the others use fewer
+    semantic_dropout: float = 0.1
+    hold: float = 0.2  # share of steps in which tokens are held, as at variable rate
+    adversarial: float = 0.0  # weight of the discriminators; 0: none
+    adversarial_from_step: int = 10000
+    feature_matching: float = 2.0
+    judge_channels: int = 32
+
+
+@dataclass(frozen=True)
+class CodecRecipe:
+    model: CodecConfig = field(default_factory=CodecConfig)
+    data: CodecData = field(default_factory=CodecData)
+    train: CodecTrain = field(default_factory=CodecTrain)
+
+
+def load(path: Path) -> CodecRecipe:
+    """Read a recipe; ValueError with one line when it does not fit the schema."""
+    try:
+        doc = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as e:
+        raise ValueError(f"{path}: {e}") from None
+    for key in doc:
+        if key not in {"model", "data", "train"}:
+            raise ValueError(f"{path}: no section [{key}]; the sections are [model], [data], [train]")
+    return CodecRecipe(
+        CodecConfig.from_dict(doc.get("model", {})),
+        section(CodecData, doc.get("data", {}), "data"),
+        section(CodecTrain, doc.get("train", {}), "train"),
+    )
