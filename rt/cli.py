@@ -76,16 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     b.add_argument("--streams", type=_streams, help="how many at once (default: 1,2,4,8; on a GPU up to 4096)")
     b.add_argument("--json", action="store_true")
 
-<<<<<<< HEAD
     u = sub.add_parser("build", help="make the engines of an NVIDIA GPU before they are needed, and compare them with the reference")
     u.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="of matrix products (default: fp16)")
     u.add_argument("--streams", type=_streams, default=(64,), help="for up to so many at once, 1 to 4096 (default: 64)")
 
     add_relay(sub)
-=======
     codec_command.add(sub, _positive)
-    add_serve(sub)
->>>>>>> codec
     sub.add_parser("doctor", help="check this machine and say what to do")
     sub.add_parser("start", help="live if there is a sound device, else the demo (what `make run` runs)")
     return p
@@ -128,13 +124,9 @@ def _file(a: argparse.Namespace) -> int:
 def _run(a: argparse.Namespace) -> int:
     if a.command == "file":
         return _file(a)
-<<<<<<< HEAD
-    if a.command in ("serve", "cluster", "send"):
-=======
     if a.command == "codec":
         return codec_command.run(a)
-    if a.command in ("serve", "send"):
->>>>>>> codec
+    if a.command in ("serve", "cluster", "send"):
         from .relay import command
 
         return command.run(a)
