@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     f.add_argument("input", type=Path, metavar="IN")
     f.add_argument("output", type=Path, metavar="OUT")
     f.add_argument("--task", default="restore", help="what to do (restore)")
-    f.add_argument("--strength", type=_strength, metavar="DB", help="take away at most this many dB (default: no limit; 0 changes nothing)")
+    f.add_argument("--strength", type=_strength, metavar="DB", help="take away at most this many dB (default: 26; 0 changes nothing, 100 is without limit)")
     f.add_argument("--channels", choices=("mix", "each"), default="each", help="process every channel by itself (default), or their mix")
     f.add_argument("--block-ms", type=_positive, default=20.0, help="size of the blocks fed to the stream (the result does not depend on it)")
     f.add_argument("--realtime", action="store_true", help="feed the file at the speed of sound")

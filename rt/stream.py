@@ -37,7 +37,7 @@ class Stream:
         rest = stream.flush()                    # what is still inside
 
     rate: 8,000 to 48,000 Hz. channels: how many `process` gets. mode: "mix" treats them as one (output repeated on each),
-    "each" runs every channel by itself. strength_db: the most that may be taken away (None: no limit, 0: nothing).
+    "each" runs every channel by itself. strength_db: the most that may be taken away (None: 26, 0: nothing).
     bypass: the input itself, with the same delay. Both may be set at any time; the change is cross-faded over one hop.
 
     Thread-safe: every method may be called from any thread; calls are serialised by a lock. NaN and infinities in the input are

@@ -16,6 +16,7 @@ from voicewire.engines import Engine
 from voicewire.engines.engine import F32, State
 from voicewire.engines.stft import analyse, hop_samples, synthesise
 from voicewire.rt import Stream
+from voicewire.rt.lane import USUAL_STRENGTH_DB
 
 RATES = [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000]
 
@@ -127,10 +128,12 @@ def test_switching_bypass_does_not_click(noisy: np.ndarray, engine: Engine) -> N
 
 def test_strength_limits_what_is_taken_away(engine: Engine) -> None:
     x = noise(16000)
-    full, ten, none = (through(Stream(16000, strength_db=s, engine=engine), x, [320]) for s in (None, 10.0, 0.0))
+    full, ten, none = (through(Stream(16000, strength_db=s, engine=engine), x, [320]) for s in (1000.0, 10.0, 0.0))
     np.testing.assert_allclose(none, x, atol=1e-5)
     g = np.float32(10 ** (-10 / 20))
     np.testing.assert_allclose(ten, full + g * (x - full), atol=1e-5)
+    usual, alike = (through(Stream(16000, strength_db=s, engine=engine), x, [320]) for s in (None, USUAL_STRENGTH_DB))
+    assert np.array_equal(usual, alike)
     with pytest.raises(ValueError, match="strength"):
         Stream(16000, strength_db=-3)
 

@@ -25,7 +25,7 @@ def _settings(p: argparse.ArgumentParser, positive: Callable[[str], float], stre
     p.add_argument("--in", dest="device_in", metavar="NAME", help="microphone by name; 'virtual': what programs play to the virtual speaker")
     p.add_argument("--out", dest="device_out", metavar="NAME", help="output by name; 'virtual': a microphone 'voicewire' for other programs")
     p.add_argument("--task", help="what to do (restore)")
-    p.add_argument("--strength", dest="strength_db", type=strength, metavar="DB", help="take away at most this many dB (default: no limit)")
+    p.add_argument("--strength", dest="strength_db", type=strength, metavar="DB", help="take away at most this many dB (default: 26; 100 is without limit)")
     p.add_argument("--backend", choices=BACKENDS, help="sound system (default: PulseAudio/PipeWire if there, else PortAudio)")
     p.add_argument("--period-ms", type=positive, help="block length asked of the devices (10)")
     p.add_argument("--cushion-ms", type=positive, help="audio kept against late steps; grows by itself when needed (10)")

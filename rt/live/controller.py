@@ -153,7 +153,7 @@ class Live:
         self._start(patient=True)
 
     def set(self, *, bypass: bool | None = None, mute: bool | None = None, **strength: float | None) -> None:
-        """Change while running: bypass, mute, strength_db (None: no limit)."""
+        """Change while running: bypass, mute, strength_db (None: the usual 26)."""
         if set(strength) - {"strength_db"}:
             raise ValueError(f"there is no {', '.join(strength)}; there are: bypass, mute, strength_db")
         change = {k: v for k, v in (("bypass", bypass), ("mute", mute)) if v is not None} | strength

@@ -13,13 +13,15 @@ from rich.live import Live as Picture
 from rich.table import Table
 from rich.text import Text
 
+from voicewire.rt.lane import USUAL_STRENGTH_DB
 from voicewire.rt.stream import LIVE_TASKS
 
 from .controller import Live, LiveSettings
 from .keys import Keys
 
-_HELP = "b bypass   m mute   + − strength   0 no limit   t task   q quit"
+_HELP = "b bypass   m mute   + − strength   0 usual strength   t task   q quit"
 _STEP_DB = 3.0
+_MOST_DB = 100.0  # nobody hears the rest
 
 
 def _bar(db: float, width: int = 30) -> Text:
@@ -61,7 +63,7 @@ class Screen:
         grid.add_row("in", _bar(s["in_db"]))
         grid.add_row("out", _bar(s["out_db"]))
         state = self._state()
-        strength = "no limit" if s["strength_db"] is None else f"at most {s['strength_db']:.0f} dB"
+        strength = f"at most {USUAL_STRENGTH_DB if s['strength_db'] is None else s['strength_db']:.0f} dB"
         grid.add_row("taken away", f"{self._taken:5.1f} dB   ({strength}){'   ' + state if state else ''}")
         d = s["delay_ms"]
         total = sum(max(0.0, v) for v in d.values())
@@ -94,8 +96,8 @@ class Screen:
             self.live.set(mute=not s.get("mute", False))
         elif k in "+=-" and k:
             now = s.get("strength_db")
-            value = (30.0 if now is None else now) + (_STEP_DB if k in "+=" else -_STEP_DB)
-            self.live.set(strength_db=None if value > 30 else max(0.0, value))
+            value = (USUAL_STRENGTH_DB if now is None else now) + (_STEP_DB if k in "+=" else -_STEP_DB)
+            self.live.set(strength_db=min(max(0.0, value), _MOST_DB))
         elif k == "0":
             self.live.set(strength_db=None)
         elif k == "t":

@@ -24,7 +24,7 @@ except ImportError as e:
 class VoicewireFilter(BaseAudioFilter):  # type: ignore[misc]
     """Mono, 16 bits, at the transport's rate; as many samples come out as go in, 30 ms later.
 
-    strength_db: the most that may be taken away (None: no limit). A `FilterEnableFrame(False)` lets everything through with the same delay.
+    strength_db: the most that may be taken away (None: 26). A `FilterEnableFrame(False)` lets everything through with the same delay.
     """
 
     def __init__(self, *, strength_db: float | None = None, engine: Engine | None = None) -> None:

@@ -5,7 +5,7 @@ import { microphone, listDevices, MicrophoneError } from "./devices.js";
 import { Spectrogram, animate } from "./spectrum.js";
 
 const $ = (id) => document.getElementById(id);
-const NO_LIMIT = 42; // the strength slider's last step
+const MOST = 44; // the strength slider's last step: no limit
 const views = [new Spectrogram($("before")), new Spectrogram($("after"))];
 const comparison = new Comparison($);
 let session = null, lastStats = null, unsent = 0;
@@ -194,7 +194,7 @@ function showNetwork() {
 }
 
 // -- controls -------------------------------------------------------------------------------------------------------
-const strength = () => (+$("strength").value === NO_LIMIT ? null : +$("strength").value);
+const strength = () => (+$("strength").value === MOST ? 1000 : +$("strength").value);
 const set = (fields) => session?.worker?.postMessage({ do: "set", fields });
 
 function label(slider, text) {
@@ -205,7 +205,7 @@ function label(slider, text) {
 $("go").onclick = () => (session ? finish(session) : begin());
 $("strength").oninput = () => {
   const db = strength();
-  label("strength", db === null ? "no limit" : db ? `${db} dB` : "0 dB: nothing");
+  label("strength", db > MOST ? "no limit" : db ? `${db} dB` : "0 dB: nothing");
   set({ strength_db: db });
 };
 $("volume").oninput = () => {
