@@ -18,7 +18,7 @@ from rich.table import Table
 
 from voicewire.engines.engine import open_engine
 
-from .realtime import normal, try_realtime
+from .realtime import normal, step_back, try_realtime
 from .stream import Stream
 
 _START = """
@@ -81,6 +81,7 @@ def run(
     """Print the table, or one JSON object."""
     start = start_up(rate)
     why_not = try_realtime()
+    step_back()  # a call that runs beside this goes first
     rows: list[dict[str, Any]] = []
     try:
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
