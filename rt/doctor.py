@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from voicewire.engines.engine import open_engine
 
-from .realtime import normal, step_back, try_realtime
+from .realtime import normal, try_realtime
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ def _engine() -> Finding:
 
 def _scheduling() -> Finding:
     why_not = try_realtime()
-    step_back()  # a call that runs beside this goes first
     if why_not:
         return Finding("note", "no real-time scheduling", why_not)
     normal()
