@@ -12,16 +12,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
-from onnx import helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .codec_config import CodecConfig
 from .codec_engine import CODEC_WEIGHTS
 from .config import CORE_BINS, HOPS_PER_FRAME
-from .export import OPSET, _store_half, fingerprint
+from .export import fingerprint, write_step
 from .net.causal import State
 from .net.codec import Codec
 
@@ -63,22 +61,7 @@ class DecodeGraph(nn.Module):
 
 
 def _write(graph: EncodeGraph | DecodeGraph, x: Tensor, state: State, outputs: list[str], path: Path) -> None:
-    slots = torch.export.Dim("slots", min=1, max=4096)
-    program = torch.onnx.export(
-        graph.eval(), (x, *state.values()), dynamo=True, opset_version=OPSET, input_names=["x", *state],
-        output_names=[*outputs, *(f"{n}.new" for n in state)], dynamic_shapes={"x": {0: slots}, "state": tuple({0: slots} for _ in state)},
-        verbose=False, optimize=False,  # see voicewire.engines.export: the optimiser drops `+ 1e-10`
-    )  # fmt: skip
-    assert program is not None
-    program.save(str(path))
-    proto = onnx.load(str(path))
-    del proto.metadata_props[:]
-    for node in proto.graph.node:  # exporter notes: source paths of the machine that exported
-        del node.metadata_props[:]
-        node.doc_string = ""
-    helper.set_model_props(proto, {"voicewire.weights": fingerprint(graph.codec)})
-    _store_half(proto)
-    onnx.save(proto, str(path))
+    write_step(graph.eval(), x, state, [*outputs, *(f"{n}.new" for n in state)], path, fingerprint(graph.codec))
 
 
 def export_codec(saved: dict[str, Any], out: Path) -> Codec:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .config import HOPS_PER_FRAME, TASKS, ModelConfig
+from .net.causal import State
 from .net.fullband import BINS, FullBand
 
 OPSET = 20
@@ -55,11 +56,15 @@ def export_onnx(model: FullBand, path: Path) -> None:
     x = torch.randn(2, HOPS_PER_FRAME, BINS, 2)
     with torch.no_grad():
         new = list(model.step_rows(x, state)[1])
-    batch = torch.export.Dim("slots", min=1, max=4096)
+    write_step(graph, x, state, ["y", "trunk.k.row", "trunk.v.row", *(f"{n}.new" for n in new)], path, fingerprint(model))
+
+
+def write_step(graph: nn.Module, x: Tensor, state: State, outputs: list[str], path: Path, weights: str) -> None:
+    """graph(x, *state) → ONNX with inputs `x` and every state by name, slots on axis 0 of all. weights: the fingerprint it is stamped with."""
+    slots = torch.export.Dim("slots", min=1, max=4096)
     program = torch.onnx.export(
-        graph, (x, *state.values()), dynamo=True, opset_version=OPSET, input_names=["x", *state],
-        output_names=["y", "trunk.k.row", "trunk.v.row", *(f"{n}.new" for n in new)],
-        dynamic_shapes={"x": {0: batch}, "state": tuple({0: batch} for _ in state)}, verbose=False,
+        graph, (x, *state.values()), dynamo=True, opset_version=OPSET, input_names=["x", *state], output_names=outputs,
+        dynamic_shapes={"x": {0: slots}, "state": tuple({0: slots} for _ in state)}, verbose=False,
         optimize=False,  # the exporter's optimiser takes `+ 1e-10` for `+ 0` and drops it: NaN on silence
     )  # fmt: skip
     assert program is not None
@@ -69,7 +74,7 @@ def export_onnx(model: FullBand, path: Path) -> None:
     for node in proto.graph.node:  # exporter notes: source paths of the machine that exported
         del node.metadata_props[:]
         node.doc_string = ""
-    helper.set_model_props(proto, {"voicewire.weights": fingerprint(model)})
+    helper.set_model_props(proto, {"voicewire.weights": weights})
     _store_half(proto)
     onnx.save(proto, str(path))
 
