@@ -318,7 +318,11 @@ def test_one_line_for_what_is_missing(sound: SoundServer, tmp_path: Path) -> Non
 
 
 def test_latency(sound: SoundServer) -> None:
-    done = subprocess.run([*VOICEWIRE, "latency", "--seconds", "3", "--json"], env=sound.env | {"PYTHONPATH": ".links"}, capture_output=True, text=True)
+    command = [*VOICEWIRE, "latency", "--seconds", "3", "--json"]
+    try:
+        done = subprocess.run(command, env=sound.env | {"PYTHONPATH": ".links"}, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:  # the bare copy runs in this process, and PipeWire 0.3.65's libjack hangs in its calls now and then
+        done = subprocess.run(command, env=sound.env | {"PYTHONPATH": ".links"}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     doc = json.loads(done.stdout)
     # nothing can come out before the model's 30 ms; the bar (p99.9 within 45 ms of the copy) is measured by `make soak`, not asserted

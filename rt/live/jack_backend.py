@@ -19,6 +19,7 @@ from voicewire.rt.realtime import try_realtime
 from .backend import Backend, Device, DeviceError, NotThere, Ready, Session, Wanted, find, pulse_module
 
 _WATCH_S = 0.2
+_CLOSE_S = 2.0
 
 
 def library() -> Any:
@@ -116,6 +117,12 @@ class _JackSession:
         if self._ended.is_set():
             return
         self._ended.set()
+        # PipeWire's libjack (0.3.65) now and then waits for ever for the graph to let go of a client: leave it to the end of the process then
+        leave = threading.Thread(target=self._leave, name="jack close", daemon=True)
+        leave.start()
+        leave.join(_CLOSE_S)
+
+    def _leave(self) -> None:
         if not self._down:
             self._client.deactivate()
         self._client.close()
