@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from voicewire.engines.codec_config import CodecConfig
 
-from .recipe import Data, Train
-from .recipe import _section as section
+from .recipe import Data, Train, sections
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,4 @@ class CodecRecipe:
 
 def load(path: Path) -> CodecRecipe:
     """Read a recipe; ValueError with one line when it does not fit the schema."""
-    try:
-        doc = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as e:
-        raise ValueError(f"{path}: {e}") from None
-    for key in doc:
-        if key not in {"model", "data", "train"}:
-            raise ValueError(f"{path}: no section [{key}]; the sections are [model], [data], [train]")
-    return CodecRecipe(
-        CodecConfig.from_dict(doc.get("model", {})),
-        section(CodecData, doc.get("data", {}), "data"),
-        section(CodecTrain, doc.get("train", {}), "train"),
-    )
+    return CodecRecipe(*sections(path, CodecConfig, CodecData, CodecTrain))

@@ -48,8 +48,8 @@ def _section(cls: type[Any], values: dict[str, Any], name: str) -> Any:
     return cls(**values)
 
 
-def load(path: Path) -> Recipe:
-    """Read a recipe; ValueError with one line when it does not fit the schema."""
+def sections(path: Path, config: type[Any], data: type[Any], train: type[Any]) -> tuple[Any, Any, Any]:
+    """[model], [data] and [train] of a recipe; ValueError with one line when it does not fit the schema."""
     try:
         doc = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as e:
@@ -57,8 +57,9 @@ def load(path: Path) -> Recipe:
     for key in doc:
         if key not in {"model", "data", "train"}:
             raise ValueError(f"{path}: no section [{key}]; the sections are [model], [data], [train]")
-    return Recipe(
-        ModelConfig.from_dict(doc.get("model", {})),
-        _section(Data, doc.get("data", {}), "data"),
-        _section(Train, doc.get("train", {}), "train"),
-    )
+    return config.from_dict(doc.get("model", {})), _section(data, doc.get("data", {}), "data"), _section(train, doc.get("train", {}), "train")
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe; ValueError as `sections`."""
+    return Recipe(*sections(path, ModelConfig, Data, Train))

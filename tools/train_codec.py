@@ -10,22 +10,14 @@ its semantic tokens tell the same words, and some are decoded to what was heard.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import os
-import shutil
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from voicewire.engines.codec_hold import source_frames
 from voicewire.engines.config import CORE_BINS
@@ -36,8 +28,8 @@ from .codec_losses import CodecLoss, semantic_loss
 from .codec_mixer import CodecMixer
 from .codec_recipe import CodecRecipe, CodecTrain, load
 from .discriminator import Discriminator
+from .run import TimedRun, clip_and_step, command, rate
 from .teach import Teacher
-from .train import rate
 
 HOP = 160
 HOLD_CAP_FRAMES = 8
@@ -135,48 +127,20 @@ class Objective:
         return loss, made, real, torch.cat([s_index, a_index], -1), parts
 
 
-class Run:
+class Run(TimedRun):
     """One training run: model, averaged model, discriminators, optimisers, counters, and their file."""
 
     def __init__(self, folder: Path, recipe: CodecRecipe, device: str) -> None:
         t = recipe.train
         torch.manual_seed(t.seed)
-        self.folder, self.recipe, self.device = folder, recipe, device
+        self.recipe, self.device = recipe, device
         self.model = Codec(recipe.model).to(device)
         self.ema = copy.deepcopy(self.model).eval()
         self.judge = Discriminator(t.judge_channels).to(device)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), t.lr, betas=(0.8, 0.98), weight_decay=t.weight_decay, fused=True)
         self.judge_optimiser = torch.optim.AdamW(self.judge.parameters(), t.lr / 3, betas=(0.8, 0.98), fused=True)
-        self.step, self.minutes, self.hours = 0, 0.0, 0.0
-        folder.mkdir(parents=True, exist_ok=True)
-        last = folder / "last.pt"
-        if last.exists():
-            saved = torch.load(last, map_location=device, weights_only=True)
-            for name in self._parts():
-                getattr(self, name).load_state_dict(saved[name])
-            self.step, self.minutes, self.hours = saved["step"], saved["minutes"], saved["hours"]
-            print(f"resumed {last} at step {self.step}, {self.hours:.1f} h of audio")
-
-    @staticmethod
-    def _parts() -> tuple[str, ...]:
-        return ("model", "ema", "judge", "optimiser", "judge_optimiser")
-
-    def save(self) -> None:
-        lag = self.recipe.train.teacher_lag_frames
-        doc: dict[str, Any] = {"config": self.recipe.model.to_dict(), "step": self.step, "minutes": self.minutes, "hours": self.hours, "teacher_lag": lag}
-        last = self.folder / "last.pt"
-        torch.save(doc | {name: getattr(self, name).state_dict() for name in self._parts()}, f"{last}.part")
-        os.replace(f"{last}.part", last)
-        torch.save(doc | {"ema": self.ema.state_dict()}, self.folder / f"step-{self.step}.pt")
-
-    @torch.no_grad()
-    def average(self) -> None:
-        decay = min(self.recipe.train.ema, (1 + self.step) / (10 + self.step))
-        for e, m in zip(self.ema.state_dict().values(), self.model.state_dict().values(), strict=True):
-            if e.is_floating_point():
-                e.lerp_(m, 1 - decay)
-            else:
-                e.copy_(m)
+        kept = {"model": self.model, "ema": self.ema, "judge": self.judge, "optimiser": self.optimiser, "judge_optimiser": self.judge_optimiser}
+        super().__init__(folder, device, {"config": recipe.model.to_dict(), "teacher_lag": t.teacher_lag_frames}, kept)
 
     def _adversarial(self, made: Tensor, real: Tensor, gain: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The discriminators' own step, then what they think of the model's sound."""
@@ -200,15 +164,11 @@ class Run:
             gain = (0.05 / (real.square().mean(1, keepdim=True) + 1e-8).sqrt()).clamp_max(100.0)
             extra, more = self._adversarial(made, real, gain)
             loss, parts = loss + extra, parts | more
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), t.clip)
-        if torch.isfinite(norm):
-            self.optimiser.step()
+        norm = clip_and_step(self.model, self.optimiser, loss, t.clip)
         self.step += 1
         self.hours += mix.numel() / 16000 / 3600
-        self.average()
-        return {"loss": loss.item(), "grad": norm.item(), **parts}, tokens
+        self.average(t.ema)
+        return {"loss": loss.item(), "grad": norm, **parts}, tokens
 
     def train(self, minutes: float, steps: int | None) -> None:
         t, data = self.recipe.train, self.recipe.data
@@ -221,63 +181,16 @@ class Run:
         loader = DataLoader(Batches(mixer, self.step), batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         objective = Objective(t, self.recipe.model.layers, self.device, self.step)
         usage = Usage(self.recipe.model.streams, self.recipe.model.codes)
-        board, log = SummaryWriter(str(self.folder)), (self.folder / "log.jsonl").open("a")
-        start, saved, first_step, before = time.monotonic(), time.monotonic(), self.step, self.minutes
-        seen: list[dict[str, float]] = []
-        bar = tqdm(total=round(minutes * 60), unit="s", mininterval=5, disable=None)
-        for batch in loader:
-            progress = max((time.monotonic() - start) / 60 / minutes, (self.step - first_step) / steps if steps else 0.0)
-            if progress >= 1:
-                break
-            share = rate(progress, self.step, self.recipe)
-            self.optimiser.param_groups[0]["lr"], self.judge_optimiser.param_groups[0]["lr"] = t.lr * share, t.lr / 3 * share
+        for progress, batch in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
+            lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
+            self.optimiser.param_groups[0]["lr"], self.judge_optimiser.param_groups[0]["lr"] = lr, lr / 3
             numbers, tokens = self.one_step(objective, batch)
             usage.add(tokens)
-            seen.append(numbers)
-            if self.step % 50 == 0:
-                row = {k: float(np.mean([s[k] for s in seen if k in s])) for k in seen[-1]} | usage.take()
-                seen.clear()
-                self.minutes = before + (time.monotonic() - start) / 60
-                for k, v in row.items():
-                    board.add_scalar(k, v, self.step)
-                row |= {"step": self.step, "minutes": self.minutes, "hours": self.hours, "lr": t.lr * share}
-                log.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
-                log.flush()
-                bar.set_postfix_str(f"step {self.step} loss {row['loss']:.3f} mel {row['mel']:.3f} cosine {row['cosine']:.2f}")
-                bar.update(min(round(time.monotonic() - start), bar.total) - bar.n)
-            if time.monotonic() - saved > 60 * t.checkpoint_minutes:
-                saved = time.monotonic()
-                self.save()
-        self.minutes = before + (time.monotonic() - start) / 60
-        self.save()
-        bar.close()
-        print(f"done: step {self.step}, {self.hours:.1f} h of audio, {self.minutes:.1f} min in all; {self.folder / 'last.pt'}")
+            self.log(numbers | {"lr": lr}, lambda row: f"loss {row['loss']:.3f} mel {row['mel']:.3f} cosine {row['cosine']:.2f}", usage.take)
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("run", type=Path, help="folder of the run; resumed if it holds last.pt")
-    p.add_argument("--recipe", type=Path, help="TOML; default: the one saved in RUN")
-    p.add_argument("--minutes", type=float, default=1e9)
-    p.add_argument("--steps", type=int)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--threads", type=int, default=1)
-    a = p.parse_args()
-    own = a.run / "recipe.toml"
-    try:
-        if a.recipe:
-            recipe = load(a.recipe)
-            a.run.mkdir(parents=True, exist_ok=True)
-            if a.recipe.resolve() != own.resolve():
-                shutil.copy(a.recipe, own)
-        else:
-            recipe = load(own)
-        torch.set_num_threads(a.threads)
-        Run(a.run, recipe, a.device).train(a.minutes, a.steps)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"train_codec: {e}", file=sys.stderr)
-        return 2
-    return 0
+    return command("train_codec", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device).train(a.minutes, a.steps))
 
 
 if __name__ == "__main__":

@@ -191,7 +191,8 @@ def test_what_is_played_is_as_good_as_the_file_command(page: Any, served: Served
         if not len(part):
             continue
         at = place(part, by_file)
-        part, at = part[max(0, -at) :], max(0, at)
+        early = max(0, RATE - at)  # not the first second: how the model gets used to the noise depends on what it heard while the page connected
+        part, at = part[early:], at + early
         part = part[: max(0, n - at)]
         print(f"{len(part) / RATE:.1f} s without trouble, {at / RATE:.2f} s after the beginning")
         if len(part) > len(longest[0]):
