@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     f = sub.add_parser("file", help="clean a sound file through the same path as live audio")
     f.add_argument("input", type=Path, metavar="IN")
     f.add_argument("output", type=Path, metavar="OUT")
-    f.add_argument("--task", default="restore", help="what to do: restore (default), or extract one talker")
+    f.add_argument("--task", help="what to do: restore (default), or extract one talker (default with --enroll)")
     f.add_argument("--enroll", type=Path, metavar="VOICE", help="the talker to extract: a file of voicewire enroll, or a recording of that talker alone")
     f.add_argument(
         "--strength", type=_strength, metavar="DB", help="take away at most this many dB (default: 26, extract 40; 0 changes nothing, 100 is no limit)"
@@ -106,7 +106,7 @@ def _file(a: argparse.Namespace) -> int:
     x, rate, subtype = files.read(a.input)
     engine = open_engine(a.engine)
     voice = enroll.load(a.enroll, engine.weights) if a.enroll else None
-    stream = Stream(rate, x.shape[1], task=a.task, voice=voice, mode=a.channels, strength_db=a.strength, engine=engine)
+    stream = Stream(rate, x.shape[1], task=a.task or ("extract" if voice else "restore"), voice=voice, mode=a.channels, strength_db=a.strength, engine=engine)
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=a.json or not sys.stderr.isatty()) as bar:
         task = bar.add_task(a.input.name, total=1.0)
@@ -183,7 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(a)
     except (ValueError, EngineError, DeviceError, OSError) as e:
-        print(f"voicewire: {e}", file=sys.stderr)
+        missing = isinstance(e, FileNotFoundError) and e.filename
+        print(f"voicewire: {f'no file {e.filename}' if missing else e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
