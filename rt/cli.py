@@ -183,8 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(a)
     except (ValueError, EngineError, DeviceError, OSError) as e:
-        missing = isinstance(e, FileNotFoundError) and e.filename
-        print(f"voicewire: {f'no file {e.filename}' if missing else e}", file=sys.stderr)
+        print(f"voicewire: {f'no file {e.filename}' if isinstance(e, FileNotFoundError) and e.filename else e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
