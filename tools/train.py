@@ -93,7 +93,11 @@ class Run(TimedRun):
 
     def train(self, minutes: float, steps: int | None) -> None:
         t, data = self.recipe.train, self.recipe.data
-        loss_of = EnhanceLoss(t.snr, t.perceptual).to(self.device)
+        loss_of = {
+            "restore": EnhanceLoss(t.snr, t.perceptual).to(self.device),
+            # who is not sure whom to keep must not keep both
+            "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0).to(self.device),
+        }
         mixer = (Talkers if data.extract else Mixer)(Path(data.cache), data.seed, data.batch, data.seconds)
         print("data, hours:", json.dumps(mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
         loader = DataLoader(Batches(mixer, data.extract, self.step), batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
@@ -104,7 +108,7 @@ class Run(TimedRun):
             self.model.train()
             with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
                 y = enhance(self.model, mix, task, *more)
-            loss, parts = loss_of(y.float(), target, mix)
+            loss, parts = loss_of[task](y.float(), target, mix)
             norm = clip_and_step(self.model, self.optimiser, loss, t.clip)
             self.step += 1
             self.hours += mix.numel() / mixer.rate / 3600
