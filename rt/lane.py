@@ -68,13 +68,17 @@ def finish(overlap: F32, spec: F32, speech: F32, dry: F32) -> tuple[F32, F32]:
 
     A new share starts with its frame; the overlapping windows make the cross-fade.
     """
+    bins = min(overlap.shape[1] + 1, spec.shape[2])  # those above are not in the output
     rows = np.flatnonzero(dry)
-    if not len(rows) and overlap.shape[1] < speech.shape[2]:
+    if not len(rows) and bins <= speech.shape[2]:
         return synthesise(overlap, speech)
-    clean = np.zeros_like(spec)  # 24 kHz itself is nobody's speech
-    clean[:, :, :-1] = speech
+    clean = np.zeros((*spec.shape[:2], bins, 2), np.float32)
+    clean[:, :, : speech.shape[2]] = speech[:, :, :bins]  # 24 kHz itself is nobody's speech
     if len(rows):
-        clean[rows] += dry[rows, None, None, None] * (spec[rows] - clean[rows])
+        at = rows if len(rows) < len(dry) else slice(None)
+        share = spec[at, :, :bins] - clean[at]
+        share *= dry[at, None, None, None]
+        clean[at] += share
     return synthesise(overlap, clean)
 
 
