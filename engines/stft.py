@@ -62,3 +62,19 @@ def synthesise(overlap: F32, spec: F32) -> tuple[F32, F32]:
     y = (np.fft.irfft(full, 2 * hop) * (window(hop) * hop)).astype(np.float32)
     out = np.concatenate([overlap + y[:, 0, :hop], y[:, 0, hop:] + y[:, 1, :hop]], 1)
     return out, y[:, 1, hop:].copy()
+
+
+def finish(overlap: F32, spec: F32, speech: F32, dry: F32) -> tuple[F32, F32]:
+    """Spectra back to samples. overlap: [B, hop]; spec: [B, 2, 481, 2] of the input; speech: [B, 2, 480, 2] from the engine;
+    dry: [B] shares of the input to keep → ([B, 2 hop] samples, new overlap).
+
+    A new share starts with its frame; the overlapping windows make the cross-fade.
+    """
+    rows = np.flatnonzero(dry)
+    if not len(rows) and overlap.shape[1] < speech.shape[2]:
+        return synthesise(overlap, speech)
+    clean = np.zeros_like(spec)  # 24 kHz itself is nobody's speech
+    clean[:, :, :-1] = speech
+    if len(rows):
+        clean[rows] += dry[rows, None, None, None] * (spec[rows] - clean[rows])
+    return synthesise(overlap, clean)

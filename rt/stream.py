@@ -10,9 +10,9 @@ import numpy as np
 
 from voicewire.engines.config import TASKS
 from voicewire.engines.engine import Engine, open_engine
-from voicewire.engines.stft import analyse, hop_samples
+from voicewire.engines.stft import analyse, finish, hop_samples
 
-from .lane import F32, Lane, Samples, check_strength, dry_share, finish, to_float, to_int16
+from .lane import F32, Lane, Samples, check_strength, dry_share, to_float, to_int16
 from .snapshot import kind, pack, unpack
 
 ChannelMode = Literal["mix", "each"]

@@ -29,7 +29,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 
 def engine_on(cpu: Engine) -> GpuEngine:
-    return GpuEngine("tensorrt", cpu, lambda capacity, mirror: CapturedStepper(CudaDevice(), lowered, layout(), capacity, mirror=mirror))
+    return GpuEngine("tensorrt", cpu, lambda capacity, mirror, ends: CapturedStepper(CudaDevice(), lowered, layout(), capacity, mirror=mirror, ends=ends))
 
 
 def test_the_contract_through_cuda_calls(runtime: Runtime, engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""What a step costs on a device: times by batch size, launches, bytes, and the floor that memory bandwidth sets."""
+"""What a step costs on a device: times by batch size, launches, bytes, the floor that memory bandwidth sets, and what is left to the host."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ import numpy as np
 
 from ..config import HOPS_PER_FRAME, HOPS_PER_SECOND
 from ..engine import Engine, EngineError
+from ..pcm_slots import HostPcmSlots, PcmSlots, open_pcm_slots
 from ..slots import Slots, open_slots
+from ..stft import hop_samples
 from .chain import PRECISION, open_tensorrt, open_torch
 from .device import DeviceLost
+from .ends import SPECTRUM, Ends, Fields
 from .layout import FIXED, MOVING, RINGS, Layout
 from .lower import Precision
-from .slots import DeviceSlots
-from .stepper import SPECTRUM, bucket_for
-from .verify import noise
+from .resident import Resident
+from .stepper import Stepper, bucket_for
+from .verify import noise, noise_pcm
 
 FRAME_MS = 1e3 * HOPS_PER_FRAME / HOPS_PER_SECOND
 LEAST_STEPS = 200
@@ -48,54 +51,121 @@ class Timing:
         return asdict(self)
 
 
-def variants(weights: Path, precision: Precision = PRECISION) -> dict[str, Callable[[], Engine]]:
-    """All ways to step on a GPU, in the order of the chain: name → how to open it."""
+@dataclass(frozen=True)
+class Way:
+    """One way to step. pcm: with samples at both ends, int16 at 16 kHz, instead of spectra."""
+
+    open: Callable[[], Engine]
+    pcm: bool = True
+
+
+def variants(weights: Path, precision: Precision = PRECISION) -> dict[str, Way]:
+    """All ways to step on a GPU, in the order of the chain; where nothing is said, samples go in and come out."""
+    tensorrt, torch = partial(open_tensorrt, weights, precision=precision), partial(open_torch, weights, precision=precision)
     return {
-        "tensorrt graph": partial(open_tensorrt, weights, precision=precision),
-        "tensorrt enqueue": partial(open_tensorrt, weights, precision=precision, graphs=False),
-        "torch graph": partial(open_torch, weights, precision=precision),
-        "torch eager": partial(open_torch, weights, precision=precision, graphs=False),
+        "tensorrt graph": Way(tensorrt),
+        "tensorrt graph, spectra": Way(tensorrt, pcm=False),
+        "tensorrt enqueue": Way(partial(tensorrt, graphs=False)),
+        "torch graph": Way(torch),
+        "torch graph, spectra": Way(torch, pcm=False),
+        "torch eager": Way(partial(torch, graphs=False)),
     }
 
 
-def bytes_moved(layout: Layout, weights_bytes: int, slots: int) -> int:
-    """The least a step moves: weights once; each slot's rings, packs and spectrum read, its new rows, pack and spectrum written."""
+def bytes_moved(layout: Layout, weights_bytes: int, slots: int, ends: Ends) -> int:
+    """The least a step moves: weights once; each slot's rings, packs and what its ends take read, its new rows, pack and what its ends make
+    written; what the ends carry or keep between their kernels and the engine both."""
+
+    def size(fields: Fields) -> int:
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in fields.values())
+
     arrays = layout.arrays
-    size = {n: int(np.prod(shape)) * dtype.itemsize for n, (shape, dtype) in arrays.items()}
     window = arrays[RINGS[0]][0][1]
-    slot = sum(size[n] * (1 + 1 / window) for n in RINGS) + 2 * size[MOVING] + size[FIXED] + 2 * 4 * int(np.prod(SPECTRUM))
-    return int(weights_bytes + slots * slot)
+    state = size({n: arrays[n] for n in RINGS}) * (1 + 1 / window) + 2 * size({MOVING: arrays[MOVING]}) + size({FIXED: arrays[FIXED]})
+    return int(weights_bytes + slots * (state + size(ends.given) + size(ends.made) + 2 * (size(ends.scratch) + size(ends.carried))))
 
 
-def time_steps(slots: Slots, n: int, seconds: float, least: int = LEAST_STEPS) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Milliseconds of single steps of the first n slots, back to back, for about `seconds` and at least `least` steps."""
+Step = Callable[[int], object]  # of frame t
+
+
+def spectra_steps(slots: Slots, n: int) -> Step:
+    """Steps of the first n slots."""
     rows, x = np.arange(n), noise(min(n, 64), 8)
     frames = [np.ascontiguousarray(np.resize(x[:, t : t + HOPS_PER_FRAME], (n, *SPECTRUM))) for t in range(0, x.shape[1], HOPS_PER_FRAME)]
-    for frame in frames:  # loads, captures, warms up
-        slots.step(rows, frame)
+    return lambda t: slots.step(rows, frames[t % len(frames)])
+
+
+def pcm_steps(slots: PcmSlots, n: int, rate: int = 16000) -> Step:
+    """Steps of the first n slots, which begin afresh: int16 in and out, as the relay's clients send it, an array a stream."""
+    rows, hop, dry = np.arange(n), hop_samples(rate), np.full(n, 0.05, np.float32)
+    x = np.rint(32768 * noise_pcm(min(n, 64), 8, hop).clip(-1, 0.999)).astype(np.int16)
+    for row in range(n):
+        slots.attach(row, hop, whole=True)
+    frames = [[x[row % len(x), t].copy() for row in range(n)] for t in range(x.shape[1])]
+    return lambda t: slots.step(rows, frames[t % len(frames)], dry)
+
+
+def time_steps(step: Step, seconds: float, least: int = LEAST_STEPS) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Milliseconds of single steps, back to back, for about `seconds` and at least `least` steps."""
+    for t in range(8):  # loads, captures, warms up
+        step(t)
     times: list[float] = []
     gc.collect()
     gc.disable()
     end = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
         begin = time.perf_counter()
-        slots.step(rows, frames[len(times) % len(frames)])
+        step(len(times))
         times.append(1e3 * (time.perf_counter() - begin))
     gc.enable()
     return np.array(times)
 
 
-def measure(variant: str, engine: Engine, n: int, seconds: float, weights_bytes: int = 0, least: int = LEAST_STEPS) -> Timing:
+class _Waits:
+    """Adds up the time that a stepper's caller sleeps."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.seconds, self._wait = 0.0, stepper.wait
+        stepper.wait = self  # type: ignore[method-assign]
+
+    def __call__(self, stage: Any) -> Any:
+        begin = time.perf_counter()
+        out = self._wait(stage)
+        self.seconds += time.perf_counter() - begin
+        return out
+
+
+def host_work(engine: Engine, n: int, steps: int = 50, rate: int = 16000) -> tuple[float, float]:
+    """Microseconds a stream and step, of n streams, that this thread does not wait for the device: (with the STFT on the host, in the graph).
+    EngineError when the engine has no such slots."""
+    found = []
+    for on_host in (True, False):
+        inner: Any = open_slots(engine, n) if on_host else open_pcm_slots(engine, n)
+        slots: Any = HostPcmSlots(inner, n) if on_host else inner
+        if not isinstance(inner, Resident):
+            raise EngineError("the engine does not step samples on a device")
+        step = pcm_steps(slots, n, rate)
+        for t in range(8):
+            step(t)
+        waits, begin = _Waits(inner.stepper), time.perf_counter()
+        for t in range(steps):
+            step(t)
+        found.append(1e6 * (time.perf_counter() - begin - waits.seconds) / (steps * n))
+        inner.close()
+    return found[0], found[1]
+
+
+def measure(variant: str, way: Way, engine: Engine, n: int, seconds: float, weights_bytes: int = 0, least: int = LEAST_STEPS) -> Timing:
     """One row of the table: n streams of the engine. EngineError when the device is lost meanwhile."""
-    slots = open_slots(engine, n)
+    slots: Any = open_pcm_slots(engine, n) if way.pcm else open_slots(engine, n)
     try:
-        ms = time_steps(slots, n, seconds, least)
-        if not isinstance(slots, DeviceSlots):
+        ms = time_steps(pcm_steps(slots, n) if way.pcm else spectra_steps(slots, n), seconds, least)
+        if not isinstance(slots, Resident):
             extra: dict[str, Any] = {}
         elif slots.lost:
             raise EngineError(f"lost at {n} streams: {slots.lost}")
         else:
-            moved = bytes_moved(Layout(engine.init_state(1)), weights_bytes, n)
+            moved = bytes_moved(Layout(engine.init_state(1)), weights_bytes, n, slots.stepper.ends)
             bandwidth = slots.stepper.bandwidth()
             nodes = slots.stepper.nodes.get(bucket_for(n), 0)
             extra = {"launches": 1 if nodes else 0, "nodes": nodes, "moved_mb": moved / 1e6, "floor_ms": 1e3 * moved / bandwidth if bandwidth else 0.0}
@@ -105,18 +175,16 @@ def measure(variant: str, engine: Engine, n: int, seconds: float, weights_bytes:
     return Timing(variant, n, len(ms), p50, p99, p999, float(ms.max()), **extra)
 
 
-def sweep(
-    ways: dict[str, Callable[[], Engine]], streams: tuple[int, ...], seconds: float, weights_bytes: int, deadline: float | None = None
-) -> Iterator[Timing | str]:
+def sweep(ways: dict[str, Way], streams: tuple[int, ...], seconds: float, weights_bytes: int, deadline: float | None = None) -> Iterator[Timing | str]:
     """Every way at every number of streams; a line for a way that cannot be had, fails, or would start after `deadline` (time.monotonic)."""
-    for variant, open_one in ways.items():
+    for variant, way in ways.items():
         try:
-            engine = open_one()
+            engine = way.open()
             for n in streams:
                 if deadline is not None and time.monotonic() > deadline:
                     yield f"{variant}, {n} streams: no time left"
                     break
-                yield measure(variant, engine, n, seconds, weights_bytes)
+                yield measure(variant, way, engine, n, seconds, weights_bytes)
         except (EngineError, DeviceLost) as e:
             yield f"{variant}: {e}"
 
