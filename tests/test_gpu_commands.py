@@ -77,11 +77,11 @@ def test_bench_sets_every_way_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["bench", "--engine", "auto", "--seconds", "0.01", "--streams", "1,2", "--json"]) == 0
     doc = json.loads(capsys.readouterr().out)
-    assert [(r["variant"], r["streams"]) for r in doc["rows"]] == [(f"tensorrt {way}", n) for way in ("graph", "enqueue") for n in (1, 2)]
-    assert [r["nodes"] for r in doc["rows"]] == [6, 6, 0, 0]
+    assert [(r["variant"], r["streams"]) for r in doc["rows"]] == [(f"tensorrt {way}", n) for way in ("graph", "graph, spectra", "enqueue") for n in (1, 2)]
+    assert [r["nodes"] for r in doc["rows"]] == [12, 12, 6, 6, 0, 0]
     assert all(0 < r["p50_ms"] <= r["p999_ms"] and r["floor_ms"] > 0 for r in doc["rows"])
     assert doc["rows"][1]["moved_mb"] - doc["rows"][0]["moved_mb"] == pytest.approx(0.7, abs=0.1)  # MB of state a stream
-    assert [m.partition(":")[0] for m in doc["missing"]] == ["torch graph", "torch eager"]
+    assert [m.partition(":")[0] for m in doc["missing"]] == ["torch graph", "torch graph, spectra", "torch eager"]
 
 
 def test_the_relay_keeps_its_slots_on_the_device_and_survives_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: Engine) -> None:
@@ -142,7 +142,7 @@ def test_capacity_is_measured_on_the_slots_that_will_be_used(monkeypatch: pytest
     gpu = open_engine("tensorrt")
     monkeypatch.setattr("voicewire.rt.relay.capacity.seconds", lambda slots, n: 0.0001 * n)
     opened: list[int] = []
-    monkeypatch.setattr(gpu, "slots", lambda n, make=gpu.slots: (opened.append(n), make(min(n, 1)))[1])  # type: ignore[attr-defined]
+    monkeypatch.setattr(gpu, "pcm_slots", lambda n, make=gpu.pcm_slots: (opened.append(n), make(min(n, 1)))[1])  # type: ignore[attr-defined]
     assert measure(gpu) == 64  # the next step up, 256, would take 25.6 ms
     assert opened == [1, 4, 16, 64, 256]
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..engine import F32, Engine, State
 from ..pcm_slots import MAX_HOP, Edges, Luggage, alike, stacked
 from ..samples import Samples, to_float
-from ..slots import Rows, span
+from ..slots import HostSlots, Rows, span
 from .ends import PCM, Views
 from .resident import Resident, Ticket
 from .stepper import Stage, Stepper
@@ -79,6 +79,10 @@ class DevicePcmSlots(Resident[Frames, list[Samples]]):
         super()._reflect(rows, out)
         for name in PCM.carried:
             getattr(self._edges, name)[rows] = out[f"{name}.new"][rows]
+
+    def _afresh(self) -> HostSlots:
+        self._edges.tail[...] = self._edges.overlap[...] = 0  # what the streams came with is long past
+        return super()._afresh()
 
     def _on_host(self, ticket: Ticket[Frames, list[Samples]]) -> list[Samples]:
         assert self.host is not None

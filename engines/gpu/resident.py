@@ -187,14 +187,18 @@ class Resident(ABC, Generic[Given, Made]):
         """From here on the CPU steps; what was under way is done again there, in order."""
         begin = time.perf_counter()
         self.lost = str(error)
-        if self.host is None:
-            self.host = HostSlots(self._cpu, self.capacity)
-            for row, task in enumerate(self._task):
-                if task != "restore":
-                    self.host.attach(row, task)
+        host = self.host or self._afresh()
         for ticket in self._flight:  # the device itself is left alone: who is lost gives nothing back, and may take the process along
             if ticket.made is None:
                 ticket.made = self._on_host(ticket)
         self.fallback_s = time.perf_counter() - begin
         self._fallen(self.lost)
+        return host
+
+    def _afresh(self) -> HostSlots:
+        """Rows that begin again in host memory, there having been no mirror."""
+        self.host = HostSlots(self._cpu, self.capacity)
+        for row, task in enumerate(self._task):
+            if task != "restore":
+                self.host.attach(row, task)
         return self.host
