@@ -15,25 +15,27 @@ import numpy as np
 from ..config import HOPS_PER_FRAME, HOPS_PER_SECOND
 from ..engine import Engine, EngineError
 from ..pcm_slots import HostPcmSlots, PcmSlots, open_pcm_slots
-from ..slots import Slots, open_slots
+from ..slots import open_slots
 from ..stft import hop_samples
 from .chain import PRECISION, open_tensorrt, open_torch
 from .device import DeviceLost
-from .ends import SPECTRUM, Ends, Fields
+from .ends import Ends, Fields
 from .layout import FIXED, MOVING, RINGS, Layout
 from .lower import Precision
 from .resident import Resident
 from .stepper import Stepper, bucket_for
-from .verify import noise, noise_pcm
+from .verify import noise_pcm
 
 FRAME_MS = 1e3 * HOPS_PER_FRAME / HOPS_PER_SECOND
 LEAST_STEPS = 200
+WARM = 8
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of whole steps, host memory to host memory. launches: what the host starts a step; nodes: what that is on the device, 0 where unknown;
-    floor_ms: what moving the weights and the state of the slots takes at the device's bandwidth, 0 where unknown."""
+    """Times of whole steps, samples to samples. launches: what the host starts a step; nodes: what that is on the device, 0 where unknown;
+    floor_ms: what moving the weights and the state of the slots takes at the device's bandwidth, 0 where unknown; host_us: what a stream costs the
+    host a step, the time that it does not sleep."""
 
     variant: str
     streams: int
@@ -46,6 +48,7 @@ class Timing:
     nodes: int = 0
     moved_mb: float = 0.0
     floor_ms: float = 0.0
+    host_us: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,22 +56,22 @@ class Timing:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to step. pcm: with samples at both ends, int16 at 16 kHz, instead of spectra."""
+    """One way to step. host_stft: the graph holds the engine alone, the STFT and its inverse are NumPy's."""
 
     open: Callable[[], Engine]
-    pcm: bool = True
+    host_stft: bool = False
 
 
 def variants(weights: Path, precision: Precision = PRECISION) -> dict[str, Way]:
-    """All ways to step on a GPU, in the order of the chain; where nothing is said, samples go in and come out."""
+    """All ways to step on a GPU, in the order of the chain."""
     tensorrt, torch = partial(open_tensorrt, weights, precision=precision), partial(open_torch, weights, precision=precision)
     return {
         "tensorrt graph": Way(tensorrt),
-        "tensorrt graph, spectra": Way(tensorrt, pcm=False),
         "tensorrt enqueue": Way(partial(tensorrt, graphs=False)),
+        "tensorrt graph, host STFT": Way(tensorrt, host_stft=True),
         "torch graph": Way(torch),
-        "torch graph, spectra": Way(torch, pcm=False),
         "torch eager": Way(partial(torch, graphs=False)),
+        "torch graph, host STFT": Way(torch, host_stft=True),
     }
 
 
@@ -88,13 +91,6 @@ def bytes_moved(layout: Layout, weights_bytes: int, slots: int, ends: Ends) -> i
 Step = Callable[[int], object]  # of frame t
 
 
-def spectra_steps(slots: Slots, n: int) -> Step:
-    """Steps of the first n slots."""
-    rows, x = np.arange(n), noise(min(n, 64), 8)
-    frames = [np.ascontiguousarray(np.resize(x[:, t : t + HOPS_PER_FRAME], (n, *SPECTRUM))) for t in range(0, x.shape[1], HOPS_PER_FRAME)]
-    return lambda t: slots.step(rows, frames[t % len(frames)])
-
-
 def pcm_steps(slots: PcmSlots, n: int, rate: int = 16000) -> Step:
     """Steps of the first n slots, which begin afresh: int16 in and out, as the relay's clients send it, an array a stream."""
     rows, hop, dry = np.arange(n), hop_samples(rate), np.full(n, 0.05, np.float32)
@@ -106,14 +102,14 @@ def pcm_steps(slots: PcmSlots, n: int, rate: int = 16000) -> Step:
 
 
 def time_steps(step: Step, seconds: float, least: int = LEAST_STEPS) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Milliseconds of single steps, back to back, for about `seconds` and at least `least` steps."""
-    for t in range(8):  # loads, captures, warms up
+    """Milliseconds of single steps, back to back, for about `seconds`, and up to four times as long for at least `least` steps."""
+    for t in range(WARM):  # loads, captures, warms up
         step(t)
     times: list[float] = []
     gc.collect()
     gc.disable()
-    end = time.perf_counter() + seconds
-    while len(times) < least or time.perf_counter() < end:
+    start = time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds or (len(times) < least and spent < 4 * seconds):
         begin = time.perf_counter()
         step(len(times))
         times.append(1e3 * (time.perf_counter() - begin))
@@ -122,53 +118,38 @@ def time_steps(step: Step, seconds: float, least: int = LEAST_STEPS) -> np.ndarr
 
 
 class _Waits:
-    """Adds up the time that a stepper's caller sleeps."""
+    """Notes how long a stepper's caller sleeps, ms a step."""
 
     def __init__(self, stepper: Stepper) -> None:
-        self.seconds, self._wait = 0.0, stepper.wait
+        self.ms: list[float] = []
+        self._wait = stepper.wait
         stepper.wait = self  # type: ignore[method-assign]
 
     def __call__(self, stage: Any) -> Any:
         begin = time.perf_counter()
         out = self._wait(stage)
-        self.seconds += time.perf_counter() - begin
+        self.ms.append(1e3 * (time.perf_counter() - begin))
         return out
 
 
-def host_work(engine: Engine, n: int, steps: int = 50, rate: int = 16000) -> tuple[float, float]:
-    """Microseconds a stream and step, of n streams, that this thread does not wait for the device: (with the STFT on the host, in the graph).
-    EngineError when the engine has no such slots."""
-    found = []
-    for on_host in (True, False):
-        inner: Any = open_slots(engine, n) if on_host else open_pcm_slots(engine, n)
-        slots: Any = HostPcmSlots(inner, n) if on_host else inner
-        if not isinstance(inner, Resident):
-            raise EngineError("the engine does not step samples on a device")
-        step = pcm_steps(slots, n, rate)
-        for t in range(8):
-            step(t)
-        waits, begin = _Waits(inner.stepper), time.perf_counter()
-        for t in range(steps):
-            step(t)
-        found.append(1e6 * (time.perf_counter() - begin - waits.seconds) / (steps * n))
-        inner.close()
-    return found[0], found[1]
-
-
 def measure(variant: str, way: Way, engine: Engine, n: int, seconds: float, weights_bytes: int = 0, least: int = LEAST_STEPS) -> Timing:
-    """One row of the table: n streams of the engine. EngineError when the device is lost meanwhile."""
-    slots: Any = open_pcm_slots(engine, n) if way.pcm else open_slots(engine, n)
+    """One row of the table: n streams of the engine. EngineError when the device is lost meanwhile, or the STFT is not where the way has it."""
+    if not way.host_stft and (why := getattr(engine, "host_stft", "")):
+        raise EngineError(f"the STFT stays on the host ({why})")
+    slots: Any = open_slots(engine, n) if way.host_stft else open_pcm_slots(engine, n)
+    steps: PcmSlots = HostPcmSlots(slots, n) if way.host_stft else slots
+    extra: dict[str, Any] = {}
     try:
-        ms = time_steps(pcm_steps(slots, n) if way.pcm else spectra_steps(slots, n), seconds, least)
-        if not isinstance(slots, Resident):
-            extra: dict[str, Any] = {}
-        elif slots.lost:
-            raise EngineError(f"lost at {n} streams: {slots.lost}")
-        else:
+        waits = _Waits(slots.stepper) if isinstance(slots, Resident) else None
+        ms = time_steps(pcm_steps(steps, n), seconds, least)
+        if waits:
+            if slots.lost:
+                raise EngineError(f"lost at {n} streams: {slots.lost}")
             moved = bytes_moved(Layout(engine.init_state(1)), weights_bytes, n, slots.stepper.ends)
             bandwidth = slots.stepper.bandwidth()
             nodes = slots.stepper.nodes.get(bucket_for(n), 0)
             extra = {"launches": 1 if nodes else 0, "nodes": nodes, "moved_mb": moved / 1e6, "floor_ms": 1e3 * moved / bandwidth if bandwidth else 0.0}
+            extra["host_us"] = 1e3 * (ms.sum() - sum(waits.ms[-len(ms) :])) / (len(ms) * n)
     finally:
         slots.close()
     p50, p99, p999 = (float(p) for p in np.percentile(ms, [50, 99, 99.9]))
