@@ -69,7 +69,7 @@ def test_build_makes_and_verifies(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "1 streams" in out and "2 streams" in out and "dB from the reference" in out and "not verified" not in out
     assert main(["build", "--streams", "1", "--precision", "fp32"]) == 0
     assert "kept" in capsys.readouterr().out
-    monkeypatch.setattr("voicewire.rt.build.compare", lambda *_: Difference(1.0, 0.0))
+    monkeypatch.setattr("voicewire.rt.build.compare_pcm", lambda *_: Difference(1.0, 0.0))
     assert main(["build", "--streams", "1", "--precision", "fp32"]) == 1
     assert "WRONG" in capsys.readouterr().out
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..engine import Engine, EngineError
 from ..onnx_engine import OnnxEngine
+from ..pcm_slots import HostPcmSlots, PcmSlots
 from . import cuda, trt
 from .device import DeviceLost
 from .ends import Ends
@@ -16,7 +17,7 @@ from .layout import Layout
 from .lower import Precision
 from .plans import Plans
 from .stepper import CapturedStepper, Stepper
-from .verify import compare, compare_pcm, noise, noise_pcm
+from .verify import compare_pcm, noise_pcm
 
 PRECISION: Precision = "fp16"
 
@@ -60,24 +61,19 @@ def open_torch(weights: Path, threads: int = 1, precision: Precision = PRECISION
 
 
 def _opened(name: str, cpu: Engine, make: Callable[[int, bool, Ends], Stepper], precision: Precision) -> GpuEngine:
-    """The engine, once half a second of two streams came out as on the CPU, from spectra and from samples. Where only the samples do not (no compiler
-    for the kernels, say), the STFT stays on the host."""
+    """The engine, once half a second of two streams came out as on the CPU, with the STFT on the host and in the graph. Where only the graph's
+    is wrong or cannot be had (no compiler for the kernels, say), it stays on the host."""
     try:
         engine = GpuEngine(name, cpu, make)
-        slots = engine.slots(2)
-        found = compare(slots, cpu, noise(2, 25))
-        slots.close()
+        wrong = _wrong(HostPcmSlots(engine.slots(2), 2), cpu, precision)
     except DeviceLost as e:
         raise EngineError(f"the GPU fails at the first step: {e}") from None
     if engine.lost:
         raise EngineError(f"the GPU fails at the first step: {engine.lost}")
-    if not found.good(precision):
-        raise EngineError(f"the GPU gives wrong numbers: {found.snr_db:.1f} dB from the CPU's, largest error {found.max_error:.1e}")
+    if wrong:
+        raise EngineError(f"the GPU gives {wrong}")
     try:
-        pcm = engine.pcm_slots(2)
-        found = compare_pcm(pcm, cpu, noise_pcm(2, 25))
-        pcm.close()
-        wrong = "" if found.good(precision) else f"wrong numbers, {found.snr_db:.1f} dB from the CPU's"
+        wrong = _wrong(engine.pcm_slots(2), cpu, precision)
     except (EngineError, DeviceLost) as e:
         wrong = str(e)
     if engine.lost:
@@ -86,6 +82,13 @@ def _opened(name: str, cpu: Engine, make: Callable[[int, bool, Ends], Stepper], 
         engine.host_stft = wrong
         engine.why.append(f"{name}: the STFT stays on the host ({wrong})")
     return engine
+
+
+def _wrong(slots: PcmSlots, cpu: Engine, precision: Precision) -> str:
+    """What is wrong with slots that hold two streams, or nothing."""
+    found = compare_pcm(slots, cpu, noise_pcm(2, 25))
+    slots.close()
+    return "" if found.good(precision) else f"wrong numbers: {found.snr_db:.1f} dB from the CPU's, largest error {found.max_error:.1e}"
 
 
 def open_named(name: str, weights: Path, threads: int = 1) -> Engine:
