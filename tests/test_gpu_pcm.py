@@ -48,17 +48,18 @@ def on_torch(cpu: Engine, capacity: int, precision: Precision = "fp32") -> Devic
 
 
 class Talker:
-    """One stream in two places: a row of the slots, and `Stream` on the CPU."""
+    """One stream in two places: a row of the slots, and `Stream` on the CPU. whole: int16 goes in and comes out; mixed: float32 goes in, as what is
+    mixed down from stereo does, and int16 comes out."""
 
-    def __init__(self, slots: Any, cpu: Engine, row: int, x: F32, rate: int = 16000, whole: bool = False, **options: Any) -> None:
+    def __init__(self, slots: Any, cpu: Engine, row: int, x: F32, rate: int = 16000, whole: bool = False, mixed: bool = False, **options: Any) -> None:
         self.slots, self.row, self.hop, self.t = slots, row, hop_samples(rate), 0
         self.plain = Stream(rate, engine=cpu, **options)
         self.frames = (to_int16(x) if whole else x)[: len(x) // (2 * self.hop) * 2 * self.hop].reshape(-1, 2 * self.hop)
         self.dry = dry_share(self.plain.strength_db, self.plain.bypass)
         self.got: list[F32] = []
         self.want: list[F32] = []
-        self.plain.process(np.zeros(0, self.frames.dtype))
-        slots.attach(row, self.hop, whole=whole)
+        self.mixed = mixed
+        slots.attach(row, self.hop, whole=whole or mixed)
 
     def take(self) -> F32:
         frame = self.frames[self.t]
@@ -69,9 +70,11 @@ class Talker:
     def check(self, tolerance: float = 1e-4) -> None:
         """`Stream` is a frame later: it has one to collect first."""
         got, want = np.concatenate(self.got[:-1]), np.concatenate(self.want[1:])
+        want = to_int16(want) if self.mixed else want
         assert got.dtype == want.dtype
         scale = 32768 if got.dtype == np.int16 else 1
         np.testing.assert_allclose(got / scale, want / scale, atol=tolerance)
+        assert np.abs(want).max() > 0.01 * scale
 
 
 def together(talkers: list[Talker]) -> None:
@@ -94,7 +97,7 @@ def at_rate(x: F32, rate: int) -> F32:
 @pytest.mark.parametrize("kind", ["graph", "enqueue", "torch"])
 def test_streams_on_the_device_say_what_streams_on_the_cpu_say(engine: Engine, noisy: F32, kind: str) -> None:
     """A recording in every slot, out of step with the others: rates from 8 to 48 kHz, int16 and float32, limited, without limit and bypassed. Bar: 1e-4."""
-    slots = on_torch(engine, 6) if kind == "torch" else slots_on(FakeDevice(kind == "graph"), engine, 6)
+    slots = on_torch(engine, 7) if kind == "torch" else slots_on(FakeDevice(kind == "graph"), engine, 7)
     talkers = [
         Talker(slots, engine, 0, noisy),
         Talker(slots, engine, 1, noisy[5000:], whole=True),
@@ -102,6 +105,7 @@ def test_streams_on_the_device_say_what_streams_on_the_cpu_say(engine: Engine, n
         Talker(slots, engine, 3, at_rate(noisy, 8000), 8000, strength_db=np.inf),
         Talker(slots, engine, 4, at_rate(noisy[20000:], 44100), 44100, whole=True),
         Talker(slots, engine, 5, 0.1 * np.random.default_rng(0).standard_normal(96000).astype(np.float32), 48000, bypass=True),  # 24 kHz itself is in it
+        Talker(slots, engine, 6, noisy[30000:], mixed=True),
     ]
     for t in range(40):
         together([k for k in talkers if (t + 1) % (k.row + 2)])
@@ -274,6 +278,16 @@ def test_two_steps_under_way(engine: Engine) -> None:
         waiting.append(slots.submit(np.arange(2), Frames(list(x[:, t]), dry)))
         if len(waiting) == 2:
             np.testing.assert_allclose(slots.collect(waiting.pop(0)), host.step(np.arange(2), list(x[:, t - 1]), dry), atol=1e-5)
+
+
+def test_a_step_under_way_belongs_to_who_was_there(engine: Engine) -> None:
+    x, slots, host, dry = noise_pcm(1, 2), slots_on(FakeDevice(), engine, 1), HostPcmSlots(HostSlots(engine, 1), 1), np.full(1, DRY, np.float32)
+    slots.attach(0, 160)
+    host.attach(0, 160)
+    ticket = slots.submit(np.arange(1), Frames([x[0, 0]], dry))
+    slots.attach(0, 480, whole=True)
+    np.testing.assert_allclose(slots.collect(ticket)[0], host.step(np.arange(1), [x[0, 0]], dry)[0], atol=1e-5)
+    assert not any(v.any() for v in (slots.export(0).tail, slots.export(0).overlap)), "it was written into the new one's mirror"
 
 
 def test_what_was_given_stays_as_it_was_fetched(engine: Engine) -> None:
