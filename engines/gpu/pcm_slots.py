@@ -78,7 +78,7 @@ class DevicePcmSlots(Resident[Frames, list[Samples]]):
     def _reflect(self, rows: Rows, out: Views) -> None:
         super()._reflect(rows, out)
         for name in PCM.carried:
-            getattr(self._edges, name)[rows] = out[f"{name}.new"][rows]
+            getattr(self._edges, name)[span(rows)] = out[f"{name}.new"][span(rows)]
 
     def _afresh(self) -> HostSlots:
         self._edges.tail[...] = self._edges.overlap[...] = 0  # what the streams came with is long past

@@ -2,7 +2,7 @@
 the same frame.
 
 Up to `MIRRORED` slots have a mirror in host memory, brought up to date by what every step copies out anyway (33 kB a slot: the small states
-and the new attention rows). When the device is lost, the frame under way is stepped again on the CPU from the mirror: nothing is lost but time.
+and the new attention rows; 37 with the edges of `pcm_slots`). When the device is lost, the frame under way is stepped again on the CPU from the mirror: nothing is lost but time.
 Beyond that the copies would cost more than the step, and no CPU could take the streams over at full speed: they go on from a fresh state.
 """
 
@@ -78,11 +78,11 @@ class Resident(ABC, Generic[Given, Made]):
     def _reflect(self, rows: Rows, out: Views) -> None:
         """What is new of the state, into `host`."""
         assert self.host is not None
-        mirror, at = self.host.rows, out[AT][rows]
+        mirror, those = self.host.rows, span(rows)
         for name in RINGS:
-            mirror[name][rows, :, at] = out[f"{name}.row"][rows]
+            mirror[name][rows, :, out[AT][those]] = out[f"{name}.row"][those]
         for name, value in self._layout.unpack({n: out[f"{n}.new"] for n in (MOVING, POS)}).items():
-            mirror[name][rows] = value[rows]
+            mirror[name][those] = value[those]
 
     # -- rows ----------------------------------------------------------------------------------------------------------
     def _settle(self) -> None:
