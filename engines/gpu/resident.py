@@ -2,8 +2,9 @@
 the same frame.
 
 Up to `MIRRORED` slots have a mirror in host memory, brought up to date by what every step copies out anyway (33 kB a slot: the small states
-and the new attention rows; 37 with the edges of `pcm_slots`). When the device is lost, the frame under way is stepped again on the CPU from the mirror: nothing is lost but time.
-Beyond that the copies would cost more than the step, and no CPU could take the streams over at full speed: they go on from a fresh state.
+and the new attention rows; 37 with the edges of `pcm_slots`). When the device is lost, the frame under way is stepped again on the CPU from the
+mirror: nothing is lost but time. Beyond that the copies would cost more than the step, and no CPU could take the streams over at full speed: they
+go on from a fresh state.
 """
 
 from __future__ import annotations
