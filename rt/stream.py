@@ -9,17 +9,16 @@ from typing import Literal, cast
 import numpy as np
 
 from voicewire.engines.config import TASKS
-from voicewire.engines.engine import Engine, State, open_engine
-from voicewire.engines.stft import analyse, hop_samples
+from voicewire.engines.engine import PINNED, Engine, State, open_engine
+from voicewire.engines.stft import analyse, finish, hop_samples
 from voicewire.engines.voiceprint import Voiceprint
 
-from .lane import F32, Lane, Samples, check_strength, dry_share, finish, to_float, to_int16
+from .lane import F32, Lane, Samples, check_strength, dry_share, to_float, to_int16
 from .snapshot import kind, pack, unpack
 
 ChannelMode = Literal["mix", "each"]
 
 LIVE_TASKS = ("restore", "extract")
-PINNED = ("trunk.prefix_k", "trunk.prefix_v", "trunk.prefix_on", "gain", "offset")  # what of the state says what to do, and never changes by itself
 
 
 def check_task(task: str) -> str:
