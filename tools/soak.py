@@ -64,6 +64,37 @@ def resident_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def page_ins(pid: int) -> int:
+    """How often the process waited for a page to be read from disk."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9])
+
+
+_TIMER = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(95))
+worst, late, end = 0.0, 0, time.monotonic() + float(sys.argv[2])
+while (now := time.monotonic()) < end:
+    time.sleep(0.002)
+    over = 1e3 * (time.monotonic() - now) - 2
+    worst, late = max(worst, over), late + (over > 5)
+print(round(worst, 1), late)
+"""
+
+
+class Timers:
+    """A bare timer of 2 ms on every core, before which nothing in this machine goes: what makes it late (the host of a virtual machine) makes everything late."""
+
+    def __init__(self, seconds: float) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        self._all = [subprocess.Popen([sys.executable, "-c", _TIMER, str(c), str(seconds)], stdout=subprocess.PIPE, text=True) for c in cores]
+
+    def late(self) -> list[tuple[float, int]]:
+        """(worst lateness in ms, times late by more than 5 ms) of every core; empty where it may not be asked for."""
+        texts = [t.communicate()[0].split() for t in self._all]
+        return [(float(t[0]), int(t[1])) for t in texts if len(t) == 2]
+
+
 class Heard:
     """What another program records: seconds, and how long it was silent at a stretch while the microphone was not."""
 
@@ -106,6 +137,7 @@ def soak(server: SoundServer, minutes: float, tone: Path, source: str) -> dict[s
     try:
         with Live(LiveSettings(source, "virtual")) as live:
             heard = Heard(server)
+            faults, timers = page_ins(live.opened["pid"]), Timers(minutes * 60)
             bar = tqdm(total=round(minutes * 60), unit="s", mininterval=1, disable=None)
             began = time.monotonic()
             counts: dict[str, int] = {}
@@ -127,6 +159,7 @@ def soak(server: SoundServer, minutes: float, tone: Path, source: str) -> dict[s
                     bar.update(round(spent) - bar.n)
             bar.close()
             seconds = time.monotonic() - began
+            faults = page_ins(live.opened["pid"]) - faults
             heard.close()
     finally:
         ended.set()
@@ -139,7 +172,7 @@ def soak(server: SoundServer, minutes: float, tone: Path, source: str) -> dict[s
         "ring_ms": [round(float(v), 1) for v in np.percentile(rings, [0, 50, 100])], "step_max_ms": round(max(steps), 1),
         "drift_ppm": [round(float(v), 1) for v in np.percentile(drifts, [0, 50, 100])],
         "audio_process_mib": [round(settled[0], 1), round(max(settled), 1), round(settled[-1], 1)],
-        "first_events": events[:5],
+        "first_events": events[:5], "page_ins": faults, "timers": timers.late(),
     }  # fmt: skip
 
 
@@ -214,6 +247,7 @@ def quality(server: SoundServer, folder: Path) -> dict[str, float] | None:
 def report(kind: str, minutes: float, clock_ppm: float | None, result: dict[str, Any]) -> str:
     s, d, q = result["soak"], result["delay"], result["quality"]
     pesq = f"{q['file']}, {q['live']}" if q else "not measured: pip install pesq"
+    late = "; ".join(f"{n} times, {worst} ms" for worst, n in s["timers"]) or "not allowed here"
     lines = [
         f"## {kind}, {minutes:g} minutes, {f'microphone {clock_ppm:+g} ppm fast, ' if clock_ppm is not None else ''}{time.strftime('%Y-%m-%d')}",
         f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}; load average at the end {os.getloadavg()[1]:.1f}",
@@ -227,6 +261,8 @@ def report(kind: str, minutes: float, clock_ppm: float | None, result: dict[str,
         f"| delay of the ring: least, median, most | {s['ring_ms']} ms |",
         f"| clock correction: least, median, most | {s['drift_ppm']} ppm |",
         f"| memory of the audio process: after the start, most, at the end | {s['audio_process_mib']} MiB |",
+        f"| pages the audio process waited for | {s['page_ins']} |",
+        f"| bare 2 ms timers at the highest priority, a core each: late by more than 5 ms, worst | {late} |",
         f"| audio process replaced | {s['restarts']} times |",
         f"| sound again after the server was killed and restarted | {result['recovery']['server killed']} s |",
         f"| sound again after the microphone came back | {result['recovery']['microphone pulled']} s |",
