@@ -9,12 +9,13 @@ import sys
 
 import soundfile as sf
 
-from voicewire.rt.relay.client import Client, RelayError, through
+from voicewire.rt.relay.client import Client, RelayError
+from voicewire.rt.relay.send import through
 
 
 async def main(source: str, target: str, url: str = "ws://127.0.0.1:8765") -> None:
     x, rate = sf.read(source, dtype="int16", always_2d=True)
-    async with Client(url, rate, channels=x.shape[1], live=False) as client:
+    async with Client(url, rate, channels=x.shape[1], live=False, say=print) as client:
         y = await through(client, x)
     sf.write(target, y, rate)
     print(f"{len(y)} samples, {client.ready['latency_ms']} ms of delay removed")

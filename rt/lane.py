@@ -16,16 +16,16 @@ from voicewire.engines.stft import hop_samples, latency_samples
 
 __all__ = ["F32", "USUAL_STRENGTH_DB", "Lane", "Samples", "check_strength", "dry_share", "to_float", "to_int16"]
 
-USUAL_STRENGTH_DB = (
-    26.0  # a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG)
-)
+# restore: a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG).
+# extract: what stays of the other talkers would be words
+USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 40.0}
 
 
-def dry_share(strength_db: float | None, bypass: bool) -> float:
-    """How much of the input is mixed back in: 1 for bypass. strength_db: None is `USUAL_STRENGTH_DB`."""
+def dry_share(strength_db: float | None, bypass: bool, task: str = "restore") -> float:
+    """How much of the input is mixed back in: 1 for bypass. strength_db: None is the task's `USUAL_STRENGTH_DB`."""
     if bypass:
         return 1.0
-    return float(10 ** (-(USUAL_STRENGTH_DB if strength_db is None else strength_db) / 20))
+    return float(10 ** (-(USUAL_STRENGTH_DB[task] if strength_db is None else strength_db) / 20))
 
 
 def check_strength(strength_db: float | None) -> float | None:

@@ -43,7 +43,8 @@ class Running:
         self._up.set()
 
     def __enter__(self) -> Self:
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as a server has it; the command line sets the default, for pipes
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as a server has it; the command line sets the default, for pipes
         self._thread.start()
         assert self._up.wait(20) and self.failed is None, self.failed
         return self

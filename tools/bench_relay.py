@@ -7,7 +7,8 @@
 
 One server process (`--server-core`), one load process (`--load-core`). Every stream sends 20 ms of 16 kHz s16le every 20 ms, at its own phase.
 added: from sending a message to receiving the one that answers it. step: one batched step; frame: from a frame's arrival to the end of its step;
-both from the server. CPU is of the server process. late: frames that took longer than a frame.
+both from the server. CPU is of the server process, all its threads, per message that was answered; kept waiting: how long they were ready to run and
+another process had the core, or one of their own: where that is much, the delays are the machine's. late: frames that took longer than a frame.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed
@@ -96,7 +97,25 @@ def _open(port: int) -> Peer:
     return peer
 
 
-def load(port: int, streams: int, seconds: float) -> dict[str, Any]:
+class _Cpu(NamedTuple):
+    """At one moment: the server's CPU time and waiting time, messages answered."""
+
+    at_s: float
+    run_s: float
+    waited_s: float
+    answered: int
+
+
+def _cpu(pid: int, answered: int) -> _Cpu:
+    run = waited = 0
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/schedstat") as f:
+            fields = f.read().split()
+        run, waited = run + int(fields[0]), waited + int(fields[1])
+    return _Cpu(time.perf_counter(), run * 1e-9, waited * 1e-9, answered)
+
+
+def load(port: int, pid: int, streams: int, seconds: float) -> dict[str, Any]:
     """The load process: every stream on its own phase, one thread, frames made beforehand."""
     peers = [_open(port) for _ in range(streams)]
     sockets = [peer.socket for peer in peers]
@@ -109,10 +128,13 @@ def load(port: int, streams: int, seconds: float) -> dict[str, Any]:
     sent: list[list[float]] = [[] for _ in sockets]
     delays: list[list[float]] = [[] for _ in sockets]
     total, k, behind = int(seconds / FRAME_S) * streams, 0, 0.0
-    print("all are connected", flush=True)
     begin = time.perf_counter()
     end = begin + seconds + 2
-    while sum(map(len, delays)) < total and (now := time.perf_counter()) < end:
+    answered, marks, shares = 0, list[_Cpu](), [0.3, 0.8]
+    while answered < total and (now := time.perf_counter()) < end:
+        if shares and now - begin > shares[0] * seconds:
+            shares.pop(0)
+            marks.append(_cpu(pid, answered))
         while k < total and begin + k * FRAME_S / streams <= now:
             behind = max(behind, now - (begin + k * FRAME_S / streams))
             sockets[k % streams].send(block)
@@ -127,18 +149,18 @@ def load(port: int, streams: int, seconds: float) -> dict[str, Any]:
                 opcode, payload = got
                 if opcode == 2 and len(payload) == len(noise):
                     delays[i].append(now - sent[i][len(delays[i])])
+                    answered += 1
                 elif opcode == 9:
                     sockets[i].send(frame(payload, 10))
     flat = [d for one in delays for d in one[len(one) // 5 :]]
     for s in sockets:
         s.close()
-    return {"messages": sum(map(len, delays)), "expected": total, "added": _percentiles(flat), "load_behind_ms": round(behind * 1e3, 1)}
-
-
-def _cpu_s(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as f:
-        fields = f.read().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    first, last = marks
+    wall, run, waited, done = (b - a for a, b in zip(first, last, strict=True))
+    return {
+        "messages": answered, "expected": total, "added": _percentiles(flat), "load_behind_ms": round(behind * 1e3, 1),
+        "cpu": round(run / wall, 3), "us_per_message": round(1e6 * run / max(1, done), 1), "waited": round(waited / wall, 3),
+    }  # fmt: skip
 
 
 def run(engine: str, streams: int, seconds: float, batch: int, wait: float, server_core: int, load_core: int) -> dict[str, Any]:
@@ -147,17 +169,9 @@ def run(engine: str, streams: int, seconds: float, batch: int, wait: float, serv
     server = subprocess.Popen(["taskset", "-c", str(server_core), *command, "--role", "serve"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert server.stdout is not None
     port = int(server.stdout.readline())
-    loader = subprocess.Popen(
-        ["taskset", "-c", str(load_core), *command, "--role", "load", "--port", str(port), "--seconds", str(seconds)], stdout=subprocess.PIPE, text=True
-    )
-    assert loader.stdout is not None
-    loader.stdout.readline()
-    time.sleep(0.3 * seconds)
-    before, at = _cpu_s(server.pid), time.monotonic()
-    time.sleep(0.5 * seconds)
-    cpu = (_cpu_s(server.pid) - before) / (time.monotonic() - at)
-    row: dict[str, Any] = {"engine": engine, "streams": streams, "cpu": round(cpu, 3), "us_per_message": round(1e6 * cpu / (streams / FRAME_S), 1)}
-    row |= json.loads(loader.communicate()[0])
+    role = ["--role", "load", "--port", str(port), "--pid", str(server.pid), "--seconds", str(seconds)]
+    loader = subprocess.run(["taskset", "-c", str(load_core), *command, *role], stdout=subprocess.PIPE, text=True, check=True)
+    row: dict[str, Any] = {"engine": engine, "loop": type(loop_factory()).__module__, "streams": streams, **json.loads(loader.stdout)}
     server.terminate()
     return row | json.loads(server.communicate()[0] or "{}")
 
@@ -169,7 +183,8 @@ def show(row: dict[str, Any]) -> None:
     if "step" not in row:
         row = row | {"batch": 0.0, "step": [0.0] * 3, "frame": [0.0] * 3, "late": 0, "frames": 0}
     print(
-        f"| {row['engine']} | {row['streams']} | {row['cpu']:.2f} | {row['us_per_message']:.0f} | {three(row['added'])} | {row['batch']:.1f} | "
+        f"| {row['engine']}, {row['loop'].partition('.')[0]} | {row['streams']} | {row['cpu']:.2f} | {row['us_per_message']:.0f} | {row['waited']:.0%} "
+        f"| {three(row['added'])} | {row['batch']:.1f} | "
         f"{three(row['step'])} | {three(row['frame'])} | {row['late']} of {row['frames']} | {row['messages'] / row['expected']:.1%} "
         f"| {row['load_behind_ms']} |",
         flush=True,
@@ -188,6 +203,7 @@ def main() -> int:
     p.add_argument("--json", action="store_true")
     p.add_argument("--role", choices=("serve", "load"), help=argparse.SUPPRESS)
     p.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    p.add_argument("--pid", type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
     batch = a.batch or (16 if a.engine == "onnx" else 64)
     if a.role == "serve" and a.engine == "echo":
@@ -197,12 +213,15 @@ def main() -> int:
         serve(a.engine, int(a.streams), batch, a.wait)
         return 0
     if a.role == "load":
-        print(json.dumps(load(a.port, int(a.streams), a.seconds)))
+        print(json.dumps(load(a.port, a.pid, int(a.streams), a.seconds)))
         return 0
     rows: list[dict[str, Any]] = []
     if not a.json:
-        print("| engine | streams | CPU cores | µs a message | added p50 / p99 / p99.9 ms | batch | step ms | frame ms | late | answered | load behind ms |")
-        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+        print(
+            "| engine, loop | streams | CPU cores | µs a message | kept waiting | added p50 / p99 / p99.9 ms | batch | step ms | frame ms | late "
+            "| answered | load behind ms |"
+        )
+        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     counts = iter(range(1, 512)) if a.streams == "auto" else iter(int(t) for t in a.streams.split(","))
     for n in counts:
         rows.append(run(a.engine, n, a.seconds, batch, a.wait, a.server_core, a.load_core))

@@ -65,9 +65,9 @@ def run(a: argparse.Namespace) -> int:
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a peer that is gone is an error of one connection, not the end of the process
     if a.command == "send":
-        from . import client
+        from .send import send_file
 
-        return client.send_file(a.input, a.output, a.url, token=a.token, realtime=a.realtime, as_json=a.json)
+        return send_file(a.input, a.output, a.url, token=a.token, realtime=a.realtime, as_json=a.json)
     from . import workers
 
     return workers.cluster(a) if a.command == "cluster" else workers.serve(a)

@@ -155,13 +155,13 @@ class Raw:
 
     def __init__(self, kind: str, channels: int) -> None:
         self._type = np.dtype("<i2" if kind == "s16le" else "<f4")
-        self._channels = channels
+        self._channels, self._size = channels, self._type.itemsize * channels
 
     def decode(self, payload: bytes | memoryview) -> Samples:
-        size = self._type.itemsize * self._channels
-        if len(payload) % size:
-            raise ProtocolError("bad_audio", f"{len(payload)} bytes are not whole samples: a sample of all channels has {size} bytes")
-        return np.frombuffer(payload, self._type).reshape(-1, self._channels)
+        n, rest = divmod(len(payload), self._size)
+        if rest:
+            raise ProtocolError("bad_audio", f"{len(payload)} bytes are not whole samples: a sample of all channels has {self._size} bytes")
+        return np.ndarray((n, self._channels), self._type, payload)  # frombuffer and reshape at once
 
     def encode(self, y: Samples) -> Sequence[bytes]:
         return (y.astype(self._type, copy=False).tobytes(),)

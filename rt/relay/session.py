@@ -123,17 +123,20 @@ class Session:
                 self._process(each)
 
     def _process(self, sound: Sound) -> None:
-        x = sound.samples
+        x, sequence, capture_us, flags = sound
         n = len(x)
         if not self._direct:
             y, repaired = to_float(x)
             self.tally.repaired_samples += repaired
             x = y.T.mean(0, keepdims=True)
-        self._sequence, self._next_us = sound.sequence, sound.capture_us and sound.capture_us + n * 1_000_000 // self.start.rate
+        self._sequence, self._next_us = sequence, capture_us and capture_us + n * 1_000_000 // self.start.rate
         self.tally.samples_in += n
         self._push(x.reshape(1, n))
-        self._owed.append(_Owed(n, sound.sequence, sound.capture_us, sound.flags))
-        self._answer()
+        if not self._owed and n <= self._lane.available and not self._line.clogged:  # as it nearly always is
+            self._play(n, sequence, capture_us, flags)
+        else:
+            self._owed.append(_Owed(n, sequence, capture_us, flags))
+            self._answer()
         if self._inside > self._most_inside and not self._held:
             self._hold(True)
 
@@ -207,7 +210,7 @@ class Session:
                     self._hold(True)
                     return
                 self._owed.popleft()
-                self._play(first)
+                self._play(*first)
             elif isinstance(first, Mark):
                 self._owed.popleft()
                 self._line.send_reply(Reply("mark", {"name": first.name}))
@@ -217,18 +220,18 @@ class Session:
                 self._owed.popleft()
                 self._end(first)
 
-    def _play(self, owed: _Owed) -> None:
-        y = self._lane.pull(owed.samples)
+    def _play(self, samples: int, sequence: int | None, capture_us: int, flags: int) -> None:
+        y = self._lane.pull(samples)
         if self._line.clogged:
-            self._skipped += owed.samples
-            self.tally.skipped_samples += owed.samples
+            self._skipped += samples
+            self.tally.skipped_samples += samples
             return
         if self._skipped:
             self.say_lag()
-        self.tally.samples_out += owed.samples
+        self.tally.samples_out += samples
         channels = self.start.channels
         z = y.reshape(-1, 1) if channels == 1 else np.repeat(y, channels, 0).T
-        self._line.send_reply(Sound(z, owed.sequence, owed.capture_us, owed.flags))
+        self._line.send_reply(Sound(z, sequence, capture_us, flags))
 
     def say_lag(self) -> None:
         """Tell the client how much it missed, once it can hear that."""

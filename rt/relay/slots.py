@@ -96,10 +96,10 @@ class Scheduler:
         self._generation = 0
         self._open = 0
         self._oldest = 0.0  # when the first of the frames in `_ready` was submitted
-        self._ready: list[tuple[float, int, Slot]] = []  # a heap of slots with a frame, by due time
+        self._ready: list[Slot] = []  # slots with a frame
         self._lock = threading.Lock()
         self._wake, self._idle = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._stepping: frozenset[int] = frozenset()
+        self._stepping: list[Item] = []
         self._ended = False
         self.fault = ""  # why no more steps are made
         self._thread = threading.Thread(target=self._run, name="voicewire-steps", daemon=True)
@@ -151,7 +151,7 @@ class Scheduler:
     def export(self, slot: Slot) -> Luggage:
         """A copy of what a slot's stream takes along, once nothing of it is waiting. Blocks; call it off the event loop."""
         with self._wake:
-            self._idle.wait_for(lambda: self._ended or (not slot.frames and slot.index not in self._stepping))
+            self._idle.wait_for(lambda: self._ended or (not slot.frames and all(item[0].index != slot.index for item in self._stepping)))
             if slot.fresh:
                 silence = np.zeros((1, slot.hop), np.float32)
                 return slot.luggage or Luggage(self.engine.init_state(1, slot.task), silence, silence)
@@ -170,7 +170,7 @@ class Scheduler:
         slot.queued = True
         if not self._ready:
             self._oldest = slot.frames[0][0]
-        heapq.heappush(self._ready, (slot.due, slot.generation, slot))
+        self._ready.append(slot)
 
     def _complete(self) -> bool:
         return len(self._ready) >= min(self._open, self._max_batch)
@@ -179,25 +179,26 @@ class Scheduler:
         """Wait for a batch; → its items, [] at the end."""
         wait_s = self._wait_frames * FRAME_S
         with self._wake:
-            self._stepping = frozenset()
+            self._stepping = []
             self._idle.notify_all()
             while not self._ended:
                 now = time.monotonic()
                 if not self._ready:
                     self._wake.wait()
                 elif self._complete() or (left := self._oldest + wait_s - now) <= 0:
+                    ready = [slot for slot in self._ready if slot.frames]
+                    if len(ready) > self._max_batch:
+                        ready.sort(key=lambda slot: slot.due)
+                    self._ready = ready[self._max_batch :]
                     batch: list[Item] = []
-                    while self._ready and len(batch) < self._max_batch:
-                        slot = heapq.heappop(self._ready)[2]
+                    for slot in ready[: self._max_batch]:
+                        batch.append((slot, *slot.frames.popleft(), slot.due))
                         slot.queued = False
                         if slot.frames:
-                            batch.append((slot, *slot.frames.popleft(), slot.due))
-                    for slot, *_ in batch:
-                        if slot.frames:
                             self._queue(slot, now)
-                    self._oldest = min((s.frames[0][0] for *_, s in self._ready if s.frames), default=now)
+                    self._oldest = min((slot.frames[0][0] for slot in self._ready), default=now)
                     if batch:
-                        self._stepping = frozenset(slot.index for slot, *_ in batch)
+                        self._stepping = batch
                         return batch
                 else:
                     self._wake.wait(left)

@@ -1,0 +1,76 @@
+"""A whole recording through a relay: `through` for programs, `voicewire send` for files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import files
+from ..lane import F32, Samples, to_float, to_int16
+from .client import Client
+
+
+async def through(client: Client, x: Samples, *, block_ms: float = 20.0, realtime: bool = False, progress: Callable[[float], None] | None = None) -> Samples:
+    """All of x, [n, channels], through an open client → [n, channels], the declared delay removed."""
+    block = max(1, round(block_ms * client.rate / 1000))
+
+    async def feed() -> None:
+        begin = time.monotonic()
+        for at in range(0, len(x), block):
+            if realtime and (early := begin + min(at + block, len(x)) / client.rate - time.monotonic()) > 0:
+                await asyncio.sleep(early)
+            await client.send(x[at : at + block])
+            if progress:
+                progress(min(1.0, (at + block) / len(x)))
+        await client.stop()
+
+    feeding = asyncio.create_task(feed())
+    heard = []
+    try:
+        while (y := await client.receive()) is not None:
+            heard.append(y)
+        await feeding
+    finally:
+        feeding.cancel()
+    return np.concatenate(heard)[client.latency_samples :][: len(x)]
+
+
+def send_file(source: Path, target: Path, url: str, *, token: str | None = None, realtime: bool = False, as_json: bool = False) -> int:
+    """`voicewire send`: a file through a relay. InputError with one line when it cannot be done."""
+    files.check_writable(target)
+    x, rate, subtype = files.read(source)
+    whole = subtype == "PCM_16"
+    begin = time.monotonic()
+
+    async def go() -> tuple[Samples, Client]:
+        client = Client(url, rate, channels=x.shape[1], dtype="int16" if whole else "float32", token=token, live=False, timed=realtime, say=_say)
+        async with client:
+            return await through(client, to_int16(x) if whole else x, block_ms=20 if realtime else 100, realtime=realtime), client
+
+    y, client = asyncio.run(go())
+    out: F32 = to_float(y)[0]
+    files.write(target, out, rate, subtype)
+    took = time.monotonic() - begin
+    latency_ms: float = client.ready["latency_ms"]
+    report: dict[str, Any] = {"samples": len(y), "sample_rate": rate, "seconds": round(took, 3), "latency_ms": latency_ms, "moves": client.moves}
+    report["reconnects"] = client.reconnects
+    if client.delays_s:
+        p50, p99 = np.percentile(client.delays_s, [50, 99]) * 1e3
+        report |= {"there_and_back_p50_ms": round(p50, 2), "there_and_back_p99_ms": round(p99, 2), "delay_ms": round(p50 + latency_ms, 2)}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        delay = f"; delay {report['delay_ms']} ms, {report['there_and_back_p50_ms']} of them there and back" if client.delays_s else ""
+        print(f"{target}: {len(y) / rate:.1f} s at {rate} Hz in {took:.1f} s{delay}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(f"voicewire: {line}", file=sys.stderr, flush=True)
