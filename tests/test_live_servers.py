@@ -326,12 +326,46 @@ def test_one_line_for_what_is_missing(sound: SoundServer, tmp_path: Path) -> Non
         assert message in done.stderr and done.stderr.strip().count("\n") == 0, done.stderr
 
 
+CLOSING = """
+import faulthandler, os, threading, time
+import numpy as np
+from voicewire.rt.live.backend import Wanted
+from voicewire.rt.live.jack_backend import JackBackend
+
+class Silence:
+    def capture(self, x, now_s): pass
+    def play(self, n): return np.zeros((n, 2), np.float32)
+    def event(self, kind): pass
+
+def busy():
+    while True: sum(i * i for i in range(2000))
+
+for _ in range(2):
+    threading.Thread(target=busy, daemon=True).start()
+faulthandler.dump_traceback_later(60, exit=True)
+backend = JackBackend()
+for i in range(30):
+    session = backend.open(Wanted("mic", "speaker", 0.01), lambda *_: Silence())
+    time.sleep(0.02 + 0.001 * i)
+    session.close()
+os._exit(0)
+"""
+
+
+def test_jack_lets_go_of_a_busy_interpreter() -> None:
+    """libjack cancels the thread that runs our callback; one cancelled while it waits for the interpreter's lock would stop everything for ever."""
+    with server("pipewire") as sound:
+        try:
+            library()
+        except DeviceError as e:
+            pytest.skip(str(e))
+        done = subprocess.run([sys.executable, "-c", CLOSING], env=sound.env | {"PYTHONPATH": ".links"}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_latency(sound: SoundServer) -> None:
     command = [*VOICEWIRE, "latency", "--seconds", "3", "--json"]
-    try:
-        done = subprocess.run(command, env=sound.env | {"PYTHONPATH": ".links"}, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:  # the bare copy runs in this process, and PipeWire 0.3.65's libjack hangs in its calls now and then
-        done = subprocess.run(command, env=sound.env | {"PYTHONPATH": ".links"}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=sound.env | {"PYTHONPATH": ".links"}, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
     doc = json.loads(done.stdout)
     # nothing can come out before the model's 30 ms; the bar (p99.9 within 45 ms of the copy) is measured by `make soak`, not asserted

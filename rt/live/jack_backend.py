@@ -20,6 +20,8 @@ from .backend import Backend, Device, DeviceError, NotThere, Ready, Session, Wan
 
 _WATCH_S = 0.2
 _CLOSE_S = 2.0
+_CYCLES_S, _PARK_S = 0.2, 1.5
+_PORTS_S = 1.0  # PipeWire lists a new device before its ports
 
 
 def library() -> Any:
@@ -68,7 +70,7 @@ class _JackSession:
     def __init__(self, jack: Any, source: Device, sink: Device, ready: Ready) -> None:
         self.name_in, self.name_out = source.name, sink.name
         self._client = client = jack.Client("voicewire live", no_start_server=True)
-        self._ended = threading.Event()
+        self._ended, self._parked = threading.Event(), threading.Event()
         self._realtime = False
         self._down = False
         try:
@@ -90,6 +92,10 @@ class _JackSession:
         threading.Thread(target=self._watch, name="jack watch", daemon=True).start()
 
     def _process(self, n: int) -> None:
+        if self._ended.is_set():
+            self._parked.set()
+            time.sleep(_PARK_S)
+            return
         now = time.monotonic()
         if not self._realtime:
             self._realtime = True
@@ -117,7 +123,9 @@ class _JackSession:
         if self._ended.is_set():
             return
         self._ended.set()
-        # PipeWire's libjack (0.3.65) now and then waits for ever for the graph to let go of a client: leave it to the end of the process then
+        # PipeWire's libjack ends its thread with pthread_cancel. One that is cancelled while it waits for the interpreter's lock takes the lock along and
+        # everything here hangs for ever; asleep it does not hold it.
+        self._parked.wait(_CYCLES_S)  # (not if the graph stands still)
         leave = threading.Thread(target=self._leave, name="jack close", daemon=True)
         leave.start()
         leave.join(_CLOSE_S)
@@ -133,8 +141,14 @@ def _ports(client: Any, device: Device, **kind: bool) -> list[Any]:
     monitor = device.name.endswith(".monitor")
     names = device.description.removeprefix("Monitor of "), device.name.removesuffix(".monitor")
     part = ("monitor" if monitor else "capture") if kind.get("is_output") else ""
-    for prefix in names:
-        found = [p for p in client.get_ports(is_audio=True, **kind) if p.name.rpartition(":")[0] == prefix and part in p.shortname]
-        if found:
-            return found[:2]
+    end = time.monotonic() + _PORTS_S
+    while True:
+        there = client.get_ports(is_audio=True, **kind)
+        for prefix in names:
+            found = [p for p in there if p.name.rpartition(":")[0] == prefix and part in p.shortname]
+            if found:
+                return found[:2]
+        if time.monotonic() > end:
+            break
+        time.sleep(0.01)
     raise DeviceError(f"'{device.name}' has no JACK ports; try: --backend pulse")
