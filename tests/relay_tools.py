@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from voicewire.engines import Engine
 from voicewire.rt.relay.server import Config, Relay
+from voicewire.rt.relay.workers import loop_factory
 
 
 class Running:
@@ -33,7 +34,8 @@ class Running:
             await self.relay.run(ready=self._ready)
 
         try:
-            asyncio.run(main())
+            with asyncio.Runner(loop_factory=loop_factory) as runner:  # uvloop where it is installed, as the command
+                runner.run(main())
         except BaseException as e:
             self.failed = e
         self._up.set()

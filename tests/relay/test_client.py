@@ -21,8 +21,8 @@ import pytest
 import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relay_tools import Running, wait_for
 
-from tests.relay_tools import Running, wait_for
 from tools.relay_peer import Wire
 from voicewire.rt.cli import main
 from voicewire.rt.relay import send
