@@ -38,8 +38,8 @@ from voicewire.rt.relay.workers import loop_factory, settle
 FRAME_S, RATE = 0.02, 16000
 
 
-def serve(engine_name: str, streams: int, batch: int, wait: float) -> None:
-    """The server process: prints its port, and at the end the times of its steps."""
+def serve(engine_name: str, streams: int, batch: int, wait: float, timed: bool) -> None:
+    """The server process: prints its port, and at the end, if timed, the times of its steps."""
     engine: Engine = Wire() if engine_name == "wire" else open_engine(engine_name)
     times: list[StepTime] = []
     settle()
@@ -47,8 +47,9 @@ def serve(engine_name: str, streams: int, batch: int, wait: float) -> None:
 
     async def main() -> None:
         relay = Relay(engine, Config(port=0, max_streams=streams, batching=Batching(batch, wait)))
-        counted = relay.metrics.stepped
-        relay.metrics.stepped = lambda t: (times.append(t), counted(t))[1]  # type: ignore[method-assign, func-returns-value]
+        if timed:
+            counted = relay.metrics.stepped
+            relay.metrics.stepped = lambda t: (times.append(t), counted(t))[1]  # type: ignore[method-assign, func-returns-value]
         await relay.run(ready=lambda port: print(port, flush=True))
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -202,6 +203,7 @@ def main() -> int:
     p.add_argument("--load-core", type=int, default=0)
     p.add_argument("--json", action="store_true")
     p.add_argument("--role", choices=("serve", "load"), help=argparse.SUPPRESS)
+    p.add_argument("--untimed", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("--port", type=int, help=argparse.SUPPRESS)
     p.add_argument("--pid", type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -210,7 +212,7 @@ def main() -> int:
         echo()
         return 0
     if a.role == "serve":
-        serve(a.engine, int(a.streams), batch, a.wait)
+        serve(a.engine, int(a.streams), batch, a.wait, not a.untimed)
         return 0
     if a.role == "load":
         print(json.dumps(load(a.port, a.pid, int(a.streams), a.seconds)))

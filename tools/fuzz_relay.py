@@ -162,7 +162,7 @@ def _note(told: Counter[str], error: dict[str, Any] | None, peer: Peer) -> bool:
     return error is not None
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
     with open(f"/proc/{pid}/statm") as f:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -175,7 +175,7 @@ def main() -> int:
     a = p.parse_args()
     server = None
     if a.port is None:
-        command = [sys.executable, "-m", "tools.bench_relay", "--engine", "wire", "--streams", "8", "--role", "serve"]
+        command = [sys.executable, "-m", "tools.bench_relay", "--engine", "wire", "--streams", "8", "--role", "serve", "--untimed"]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         a.port = int(server.stdout.readline())
@@ -186,7 +186,7 @@ def main() -> int:
         done += told["messages"]
         total += told
         if server:
-            sizes.append(_rss_mb(server.pid))
+            sizes.append(rss_mb(server.pid))
             print(f"{done} messages, {time.monotonic() - begin:.0f} s, server {sizes[-1]:.1f} MB", file=sys.stderr, flush=True)
     neighbour.over.set()
     neighbour.join(10)
