@@ -23,6 +23,7 @@ class ModelConfig:
     blocks: pairs of (gated recurrence over time, mixing over bands); half before, half after the trunk.
     trunk_dim, trunk_layers, trunk_heads, window_frames: the sliding-window transformer at 50 Hz.
     prefix_slots: pinned keys for task, voiceprint and text, never pushed out of the window.
+    voice_dim, voice_channels: the vector a talker is enrolled as (0: the model knows no voices), and the layers that make it.
     """
 
     channels: int = 48
@@ -38,6 +39,8 @@ class ModelConfig:
     window_frames: int = 125
     prefix_slots: int = 8
     high_dim: int = 64
+    voice_dim: int = 0
+    voice_channels: int = 160
 
     def validate(self) -> ModelConfig:
         """Return self, or raise ValueError with a line that says which size does not fit."""

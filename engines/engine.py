@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 State = dict[str, NDArray[np.generic]]  # flat, ordered; slot on axis 0 of every array
 
+PINNED = ("trunk.prefix_k", "trunk.prefix_v", "trunk.prefix_on", "gain", "offset")  # the part of a state that says what to do: no step changes it
+
 WEIGHTS = Path(__file__).parent / "weights"
 
 

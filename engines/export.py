@@ -21,9 +21,11 @@ from onnx import helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import HOPS_PER_FRAME, TASKS, ModelConfig
+from .config import CORE_BINS, HOPS_PER_FRAME, TASKS, ModelConfig
 from .net.causal import State
 from .net.fullband import BINS, FullBand
+from .net.model import Model
+from .voiceprint import VOICE_PARTS
 
 OPSET = 20
 
@@ -49,6 +51,20 @@ class StepGraph(nn.Module):
         return (y, k, v, *new.values())
 
 
+class VoiceGraph(nn.Module):
+    """An enrolment, all at once: x: [1, hops, 160, 2] → what of a stream's state is turned towards that voice (`VOICE_PARTS`), and the voice itself."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        assert self.model.voice is not None and self.model.turn is not None
+        voice = self.model.voice(x)
+        k, v = self.model.trunk.voice_row(voice)
+        return (voice, k, v, *self.model.turn(voice))
+
+
 def export_onnx(model: FullBand, path: Path) -> None:
     """Write the step as ONNX: inputs `x` and every state by name, outputs `y`, `trunk.k.row`, `trunk.v.row` and `NAME.new`."""
     graph = StepGraph(model).eval()
@@ -57,6 +73,19 @@ def export_onnx(model: FullBand, path: Path) -> None:
     with torch.no_grad():
         new = list(model.step_rows(x, state)[1])
     write_step(graph, x, state, ["y", "trunk.k.row", "trunk.v.row", *(f"{n}.new" for n in new)], path, fingerprint(model))
+
+
+def export_voice(model: FullBand, path: Path) -> None:
+    """Write the enrolment as ONNX: `x` → the arrays of a voiceprint."""
+    hops = torch.export.Dim("frames", min=10, max=30000) * HOPS_PER_FRAME
+    x = torch.randn(1, 300, CORE_BINS, 2)
+    program = torch.onnx.export(
+        VoiceGraph(model.core).eval(), (x,), dynamo=True, opset_version=OPSET, input_names=["x"], output_names=["voice", *VOICE_PARTS],
+        dynamic_shapes={"x": {1: hops}}, verbose=False, optimize=False,
+    )  # fmt: skip
+    assert program is not None
+    program.save(str(path))
+    _finish(path, fingerprint(model))
 
 
 def write_step(graph: nn.Module, x: Tensor, state: State, outputs: list[str], path: Path, weights: str) -> None:
@@ -69,6 +98,11 @@ def write_step(graph: nn.Module, x: Tensor, state: State, outputs: list[str], pa
     )  # fmt: skip
     assert program is not None
     program.save(str(path))
+    _finish(path, weights)
+
+
+def _finish(path: Path, weights: str) -> None:
+    """Without the notes of the machine that exported, stamped, weights stored as fp16."""
     proto = onnx.load(str(path))
     del proto.metadata_props[:]
     for node in proto.graph.node:  # exporter notes: source paths of the machine that exported
@@ -102,7 +136,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> FullBand:
     """Write OUT/model.safetensors (fp16), model.onnx (weights stored as fp16, computed in fp32), prefix.npz (keys and values
-    of the task tokens) and model.json."""
+    of the task tokens), model.json, and voice.onnx if the model knows voices."""
     out.mkdir(parents=True, exist_ok=True)
     model = FullBand(ModelConfig.from_dict(core["config"])).eval()
     model.core.load_state_dict(core["ema"])
@@ -112,11 +146,14 @@ def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> F
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in half.items()})
     save_file({k: v.contiguous() for k, v in half.items()}, out / "model.safetensors")
     export_onnx(model, out / "model.onnx")
+    if model.cfg.voice_dim:
+        export_voice(model, out / "voice.onnx")
     with torch.no_grad():
         states = [model.init_state(1, task) for task in TASKS]
     k, v = (torch.cat([s[f"trunk.prefix_{name}"][:, :, 0] for s in states]).numpy() for name in "kv")
     np.savez(out / "prefix.npz", k=k, v=v)
-    meta = {"config": model.cfg.to_dict(), "weights": fingerprint(model), "steps": core["step"], "audio_hours": round(core["hours"], 2)}
+    tasks = ["restore", *(["extract"] if model.cfg.voice_dim else [])]
+    meta = {"tasks": tasks, "config": model.cfg.to_dict(), "weights": fingerprint(model), "steps": core["step"], "audio_hours": round(core["hours"], 2)}
     (out / "model.json").write_text(json.dumps(meta, indent=1) + "\n")
     return model
 

@@ -1,4 +1,5 @@
 """Resident slots: the rows of a batched state kept by the engine instead of handed back and forth, for whoever steps many streams together.
+With samples at both ends instead of spectra: `pcm_slots`.
 
 `open_slots(engine, capacity)` asks the engine for its own (on a GPU the state never leaves the device) and keeps the rows in host arrays for
 engines that have none. Both behave the same. One thread attaches and steps; `export` may be called from another for a row that is not stepping.

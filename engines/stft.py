@@ -64,3 +64,23 @@ def synthesise(overlap: F32, spec: F32) -> tuple[F32, F32]:
     np.add(overlap, y[:, 0, :hop], out=out[:, :hop])
     np.add(y[:, 0, hop:], y[:, 1, :hop], out=out[:, hop:])
     return out, y[:, 1, hop:].copy()
+
+
+def finish(overlap: F32, spec: F32, speech: F32, dry: F32) -> tuple[F32, F32]:
+    """Spectra back to samples. overlap: [B, hop]; spec: [B, 2, 481, 2] of the input; speech: [B, 2, 480, 2] from the engine;
+    dry: [B] shares of the input to keep → ([B, 2 hop] samples, new overlap).
+
+    A new share starts with its frame; the overlapping windows make the cross-fade.
+    """
+    bins = min(overlap.shape[1] + 1, spec.shape[2])  # those above are not in the output
+    rows = np.flatnonzero(dry)
+    if not len(rows) and bins <= speech.shape[2]:
+        return synthesise(overlap, speech)
+    clean = np.zeros((*spec.shape[:2], bins, 2), np.float32)
+    clean[:, :, : speech.shape[2]] = speech[:, :, :bins]  # 24 kHz itself is nobody's speech
+    if len(rows):
+        at = rows if len(rows) < len(dry) else slice(None)
+        share = spec[at, :, :bins] - clean[at]
+        share *= dry[at, None, None, None]
+        clean[at] += share
+    return synthesise(overlap, clean)

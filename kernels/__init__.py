@@ -1,10 +1,12 @@
 """CUDA kernels, compiled by NVRTC through cuda-python, each with a NumPy twin that is called the same way (`Kernel`).
 
 Importing this package needs neither CUDA nor NVRTC; `Kernel.compile` says in one line what is missing (`pip install 'voicewire[gpu]'`).
-Order of one step, all of it fit for one CUDA graph:
+Order of one step, which is one CUDA graph (`engines.gpu.ends`):
 
-    s16_to_slots, mulaw_to_slots → stft_analyse → the engine (rvq_nearest, depth_sample) → kv_ring_write → stft_synthesise
-    → slots_to_s16, slots_to_mulaw
+    s16_to_slots → stft_analyse → the engine → kv_ring_write → stft_synthesise → slots_to_s16
+
+Not launched by anything yet: `rvq_nearest` and `depth_sample`, for the model has no token heads; `mulaw_to_slots` and `slots_to_mulaw`, for the
+relay's adapters decode µ-law before they know a slot.
 """
 
 from .kernel import Cost, Kernel, KernelError, Launch, Parameter

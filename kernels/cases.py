@@ -36,8 +36,10 @@ def analyse(rng: Rng, slots: int) -> Case:
 
 def synthesise(rng: Rng, slots: int) -> Case:
     hop = rng.choice(HOPS, slots).astype(np.int32)
-    arrays = 0.02 * _normal(rng, slots, 2, BINS, 2), 0.3 * _normal(rng, slots, MAX_HOP)
-    return {"slots": slots}, (*arrays, hop, _mask(rng, slots, 0.8), _mask(rng, slots, 0.2), _normal(rng, slots, 2 * MAX_HOP))
+    carried = [0.3 * _normal(rng, slots, MAX_HOP) for _ in range(2)]
+    arrays = 0.02 * _normal(rng, slots, 2, BINS, 2), 0.3 * _normal(rng, slots, 2 * MAX_HOP), *carried
+    dry = rng.choice([0, 0.05, 1], slots).astype(np.float32)
+    return {"slots": slots}, (*arrays, hop, dry, _mask(rng, slots, 0.8), _mask(rng, slots, 0.2), _normal(rng, slots, 2 * MAX_HOP))
 
 
 def nearest(rng: Rng, slots: int, layers: int = 4, codes: int = 1024, dim: int = 64) -> Case:

@@ -1,7 +1,7 @@
 // Streaming STFT and inverse, one block a slot: see stft.py for shapes and cost.
 #include "fft.h"
 
-constexpr int MAX_HOP = 480, BINS = MAX_HOP + 1;
+constexpr int MAX_HOP = 480, BINS = MAX_HOP;
 
 // Clears the carried row of a reset slot; whether the slot takes part. The same for all threads of a block.
 __device__ __forceinline__ bool begin(float* carried, int hop, bool active, bool reset) {
@@ -15,21 +15,20 @@ __device__ __forceinline__ float window(int i, int hop) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) stft_analyse(
-    const float* __restrict__ pcm, float* __restrict__ tail, const int* __restrict__ hops, const unsigned char* __restrict__ active,
+    const float* __restrict__ heard, float* __restrict__ tail, const int* __restrict__ hops, const unsigned char* __restrict__ active,
     const unsigned char* __restrict__ reset, float* __restrict__ spec) {
     DYNAMIC_SHARED(float2, shared);
     size_t slot = blockIdx.x;
     int hop = hops[slot], points = 2 * hop;
     float* carried = tail + slot * MAX_HOP;
     if (!begin(carried, hop, active[slot], reset[slot])) return;
-    const float* frame = pcm + slot * 2 * MAX_HOP;
+    const float* frame = heard + slot * 2 * MAX_HOP;
     float2 *twiddle = shared, *a = shared + 2 * MAX_HOP, *b = shared + 4 * MAX_HOP;
 
     fill_twiddles(twiddle, points, -1.0f);
     for (int i = threadIdx.x; i < points; i += blockDim.x) {  // first hop of the frame is real, second imaginary
         float w = window(i, hop), first = i < hop ? carried[i] : frame[i - hop];
         a[i] = make_float2(first * w, frame[i] * w);
-        if (i < hop) carried[i] = frame[hop + i];
     }
     __syncthreads();
     const float2* z = fft(a, b, twiddle, points);
@@ -49,7 +48,8 @@ extern "C" __global__ void __launch_bounds__(256) stft_analyse(
 }
 
 extern "C" __global__ void __launch_bounds__(256) stft_synthesise(
-    const float* __restrict__ spec, float* __restrict__ overlap, const int* __restrict__ hops, const unsigned char* __restrict__ active,
+    const float* __restrict__ spec, const float* __restrict__ heard, float* __restrict__ tail, float* __restrict__ overlap,
+    const int* __restrict__ hops, const float* __restrict__ dry, const unsigned char* __restrict__ active,
     const unsigned char* __restrict__ reset, float* __restrict__ pcm) {
     DYNAMIC_SHARED(float2, shared);
     size_t slot = blockIdx.x;
@@ -61,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(256) stft_synthesise(
 
     fill_twiddles(twiddle, points, 1.0f);
     for (int k = threadIdx.x; k <= hop; k += blockDim.x) {  // first + i second, continued as spectra of real signals are
-        float2 first = in[k], second = in[BINS + k];
+        float2 first = make_float2(0.0f, 0.0f), second = first;
+        if (k < BINS) first = in[k], second = in[BINS + k];
         if (k == 0 || k == hop) first.y = second.y = 0.0f;
         a[k] = make_float2(first.x - second.y, first.y + second.x);
         if (k > 0 && k < hop) a[points - k] = make_float2(first.x + second.y, second.x - first.y);
@@ -69,11 +70,14 @@ extern "C" __global__ void __launch_bounds__(256) stft_synthesise(
     __syncthreads();
     const float2* z = fft(a, b, twiddle, points);
 
-    float* frame = pcm + slot * 2 * MAX_HOP;
+    const float* frame = heard + slot * 2 * MAX_HOP;
+    float *before = tail + slot * MAX_HOP, *out = pcm + slot * 2 * MAX_HOP;
+    float kept = dry[slot], wet = 0.5f * (1.0f - kept);  // 1 / (2 hop) of the inverse times hop of the scaling
     for (int i = threadIdx.x; i < hop; i += blockDim.x) {
-        float rise = 0.5f * window(i, hop), fall = 0.5f * window(hop + i, hop);  // 1 / (2 hop) of the inverse times hop of the scaling
-        frame[i] = fmaf(rise, z[i].x, carried[i]);
-        frame[hop + i] = fmaf(fall, z[hop + i].x, rise * z[i].y);
-        carried[i] = fall * z[hop + i].y;
+        float rise = window(i, hop), fall = window(hop + i, hop), second = frame[hop + i];
+        out[i] = carried[i] + rise * fmaf(wet, z[i].x, kept * rise * before[i]);
+        out[hop + i] = wet * fmaf(fall, z[hop + i].x, rise * z[i].y) + kept * frame[i];  // the squares of the windows add up to one
+        carried[i] = fall * fmaf(wet, z[hop + i].y, kept * fall * second);
+        before[i] = second;
     }
 }

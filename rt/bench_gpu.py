@@ -19,12 +19,13 @@ CHOSEN = {"auto": "", "tensorrt": "tensorrt", "torch-cuda": "torch"}
 
 def table(timings: list[Timing]) -> Table:
     t = Table(title=f"a step of all streams, ms (a frame is {FRAME_MS:.0f} ms)", title_justify="left")
-    for head in ("way", "streams", "p50", "p99", "p99.9", "max", "steps", "nodes", "MB", "floor"):
+    for head in ("way", "streams", "p50", "p99", "p99.9", "max", "steps", "nodes", "MB", "floor", "host us"):
         t.add_column(head, justify="left" if head == "way" else "right")
     for row in timings:
         t.add_row(
             row.variant, str(row.streams), f"{row.p50_ms:.3f}", f"{row.p99_ms:.3f}", f"{row.p999_ms:.3f}", f"{row.max_ms:.3f}", str(row.steps),
             str(row.nodes or "-"), f"{row.moved_mb:.1f}" if row.moved_mb else "-", f"{row.floor_ms:.3f}" if row.floor_ms else "-",
+            f"{row.host_us:.1f}" if row.host_us else "-",
         )  # fmt: skip
     return t
 
@@ -54,4 +55,8 @@ def run(console: Console, *, engine: str, seconds: float, streams: tuple[int, ..
         console.print(f"{variant}: {n} streams at p99.9 below a frame", highlight=False)
     for line in missing:
         console.print(line, highlight=False)
-    console.print("nodes: launches and copies inside the one graph launch; floor: weights and state at the memory's measured bandwidth", highlight=False)
+    console.print(
+        "int16 in, int16 out at 16 kHz. nodes: launches and copies inside the one graph launch; floor: weights and state at the memory's measured "
+        "bandwidth; host us: what a stream costs this thread a step",
+        highlight=False,
+    )

@@ -15,7 +15,7 @@ from voicewire.engines.gpu import chain, cuda
 from voicewire.engines.gpu.lower import Precision
 from voicewire.engines.gpu.plans import Plans
 from voicewire.engines.gpu.stepper import BUCKETS, bucket_for
-from voicewire.engines.gpu.verify import Difference, compare, noise
+from voicewire.engines.gpu.verify import Difference, compare_pcm, noise_pcm
 
 FRAMES = 100
 
@@ -29,9 +29,9 @@ def _progress() -> Iterator[Progress]:
 def verify(precision: Precision, bucket: int) -> Difference:
     """The engine of one batch size on the GPU beside ONNX Runtime, up to 8 streams. EngineError when it does not run."""
     engine = chain.open_tensorrt(WEIGHTS, precision=precision)
-    slots = engine.slots(bucket)
+    slots = engine.pcm_slots(bucket)
     try:
-        found = compare(slots, open_engine("onnx"), noise(min(bucket, 8), FRAMES))
+        found = compare_pcm(slots, open_engine("onnx"), noise_pcm(min(bucket, 8), FRAMES))
         if engine.lost:
             raise EngineError(f"the engine of {bucket} streams does not run: {engine.lost}")
     finally:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from voicewire.engines.engine import EngineError
 
-from . import codec_command
+from . import codec_command, enroll
 from .live import commands as live_commands
 from .live.backend import DeviceError
 from .relay.command import add_commands as add_relay
@@ -55,8 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     f = sub.add_parser("file", help="clean a sound file through the same path as live audio")
     f.add_argument("input", type=Path, metavar="IN")
     f.add_argument("output", type=Path, metavar="OUT")
-    f.add_argument("--task", default="restore", help="what to do (restore)")
-    f.add_argument("--strength", type=_strength, metavar="DB", help="take away at most this many dB (default: 26; 0 changes nothing, 100 is without limit)")
+    f.add_argument("--task", help="what to do: restore (default), or extract one talker (default with --enroll)")
+    f.add_argument("--enroll", type=Path, metavar="VOICE", help="the talker to extract: a file of voicewire enroll, or a recording of that talker alone")
+    f.add_argument(
+        "--strength", type=_strength, metavar="DB", help="take away at most this many dB (default: 26, extract 40; 0 changes nothing, 100 is no limit)"
+    )
     f.add_argument("--channels", choices=("mix", "each"), default="each", help="process every channel by itself (default), or their mix")
     f.add_argument("--block-ms", type=_positive, default=20.0, help="size of the blocks fed to the stream (the result does not depend on it)")
     f.add_argument("--realtime", action="store_true", help="feed the file at the speed of sound")
@@ -81,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     u.add_argument("--streams", type=_streams, default=(64,), help="for up to so many at once, 1 to 4096 (default: 64)")
 
     add_relay(sub)
+    enroll.add(sub, _positive)
     codec_command.add(sub, _positive)
     sub.add_parser("doctor", help="check this machine and say what to do")
     sub.add_parser("start", help="live if there is a sound device, else the demo (what `make run` runs)")
@@ -100,7 +104,9 @@ def _file(a: argparse.Namespace) -> int:
     if a.output.exists() and a.input.exists() and a.output.samefile(a.input):
         raise files.InputError("IN and OUT are the same file; give another name for the result")
     x, rate, subtype = files.read(a.input)
-    stream = Stream(rate, x.shape[1], task=a.task, mode=a.channels, strength_db=a.strength, engine=open_engine(a.engine))
+    engine = open_engine(a.engine)
+    voice = enroll.load(a.enroll, engine.weights) if a.enroll else None
+    stream = Stream(rate, x.shape[1], task=a.task or ("extract" if voice else "restore"), voice=voice, mode=a.channels, strength_db=a.strength, engine=engine)
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=a.json or not sys.stderr.isatty()) as bar:
         task = bar.add_task(a.input.name, total=1.0)
@@ -133,6 +139,8 @@ def _run(a: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console()
+    if a.command == "enroll":
+        return enroll.run(a, console)
     if a.command == "demo":
         from . import demo
 
@@ -175,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(a)
     except (ValueError, EngineError, DeviceError, OSError) as e:
-        print(f"voicewire: {e}", file=sys.stderr)
+        print(f"voicewire: {f'no file {e.filename}' if isinstance(e, FileNotFoundError) and e.filename else e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

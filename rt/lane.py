@@ -9,48 +9,23 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
-from numpy.typing import NDArray
 
 from voicewire.engines.config import HOPS_PER_FRAME
-from voicewire.engines.stft import hop_samples, latency_samples, synthesise
+from voicewire.engines.samples import F32, Samples, to_float, to_int16
+from voicewire.engines.stft import hop_samples, latency_samples
 
-F32 = NDArray[np.float32]
-Samples = NDArray[np.generic]
+__all__ = ["F32", "USUAL_STRENGTH_DB", "Lane", "Samples", "check_strength", "dry_share", "to_float", "to_int16"]
 
-USUAL_STRENGTH_DB = (
-    26.0  # a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG)
-)
-LOUDEST = 1e3  # beyond +-1,000 times full scale is no sound: keep the arithmetic finite
-
-
-def to_float(x: Samples) -> tuple[F32, int]:
-    """float32 or int16, any shape → (float32 with full scale 1.0, samples that were not finite and became 0). ValueError for other types."""
-    if x.dtype == np.int16:
-        return x.astype(np.float32) / np.float32(32768), 0
-    if not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(f"samples of type {x.dtype} are not supported; give float32 or int16")
-    y, repaired = x.astype(np.float32), 0
-    bad = ~np.isfinite(y)
-    if bad.any():
-        repaired = int(bad.sum())
-        y = np.where(bad, np.float32(0), y)
-    return np.clip(y, -LOUDEST, LOUDEST), repaired
+# restore: a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG).
+# extract: what stays of the other talkers would be words
+USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 40.0}
 
 
-def to_int16(y: F32) -> NDArray[np.int16]:
-    """float32, full scale 1.0 → int16, rounded and limited."""
-    z = np.rint(y * np.float32(32768))
-    np.maximum(z, -32768, out=z)
-    np.minimum(z, 32767, out=z)
-    out: NDArray[np.int16] = z.astype(np.int16)
-    return out
-
-
-def dry_share(strength_db: float | None, bypass: bool) -> float:
-    """How much of the input is mixed back in: 1 for bypass. strength_db: None is `USUAL_STRENGTH_DB`."""
+def dry_share(strength_db: float | None, bypass: bool, task: str = "restore") -> float:
+    """How much of the input is mixed back in: 1 for bypass. strength_db: None is the task's `USUAL_STRENGTH_DB`."""
     if bypass:
         return 1.0
-    return float(10 ** (-(USUAL_STRENGTH_DB if strength_db is None else strength_db) / 20))
+    return float(10 ** (-(USUAL_STRENGTH_DB[task] if strength_db is None else strength_db) / 20))
 
 
 def check_strength(strength_db: float | None) -> float | None:
@@ -60,26 +35,6 @@ def check_strength(strength_db: float | None) -> float | None:
     if not strength_db >= 0:
         raise ValueError(f"strength must be 0 dB (change nothing) or more, not {strength_db}")
     return float(strength_db)
-
-
-def finish(overlap: F32, spec: F32, speech: F32, dry: F32) -> tuple[F32, F32]:
-    """Spectra back to samples. overlap: [B, hop]; spec: [B, 2, 481, 2] of the input; speech: [B, 2, 480, 2] from the engine;
-    dry: [B] shares of the input to keep → ([B, 2 hop] samples, new overlap).
-
-    A new share starts with its frame; the overlapping windows make the cross-fade.
-    """
-    bins = min(overlap.shape[1] + 1, spec.shape[2])  # those above are not in the output
-    rows = np.flatnonzero(dry)
-    if not len(rows) and bins <= speech.shape[2]:
-        return synthesise(overlap, speech)
-    clean = np.zeros((*spec.shape[:2], bins, 2), np.float32)
-    clean[:, :, : speech.shape[2]] = speech[:, :, :bins]  # 24 kHz itself is nobody's speech
-    if len(rows):
-        at = rows if len(rows) < len(dry) else slice(None)
-        share = spec[at, :, :bins] - clean[at]
-        share *= dry[at, None, None, None]
-        clean[at] += share
-    return synthesise(overlap, clean)
 
 
 class Lane:

@@ -9,23 +9,42 @@ from typing import Literal, cast
 import numpy as np
 
 from voicewire.engines.config import TASKS
-from voicewire.engines.engine import Engine, open_engine
-from voicewire.engines.stft import analyse, hop_samples
+from voicewire.engines.engine import PINNED, Engine, State, open_engine
+from voicewire.engines.stft import analyse, finish, hop_samples
+from voicewire.engines.voiceprint import Voiceprint
 
-from .lane import F32, Lane, Samples, check_strength, dry_share, finish, to_float, to_int16
+from .lane import F32, Lane, Samples, check_strength, dry_share, to_float, to_int16
 from .snapshot import kind, pack, unpack
 
 ChannelMode = Literal["mix", "each"]
 
-LIVE_TASKS = ("restore",)
+LIVE_TASKS = ("restore", "extract")
 
 
 def check_task(task: str) -> str:
     """The task, or ValueError with a line that says which there are."""
     if task not in LIVE_TASKS:
         known = "is planned, not built" if task in TASKS else "is unknown"
-        raise ValueError(f"task '{task}' {known}; there is: {', '.join(LIVE_TASKS)}")
+        raise ValueError(f"task '{task}' {known}; there are: {', '.join(LIVE_TASKS)}")
     return task
+
+
+def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:
+    """ValueError unless the task has the voice it needs, made with the engine's weights."""
+    if task == "extract" and voice is None:
+        raise ValueError("the task 'extract' needs to know the talker; make a voiceprint: voicewire enroll ME.wav -o me.voice")
+    if voice is not None and task != "extract":
+        raise ValueError(f"the task '{task}' takes no voiceprint; choose the task 'extract'")
+    if voice is not None and voice.weights != engine.weights:
+        raise ValueError("the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice")
+
+
+def first_state(engine: Engine, slots: int, task: str, voice: Voiceprint | None) -> State:
+    """What a stream starts with."""
+    state = engine.init_state(slots, task)
+    if voice is not None:
+        voice.turn(state)
+    return state
 
 
 class Stream:
@@ -37,8 +56,9 @@ class Stream:
         rest = stream.flush()                    # what is still inside
 
     rate: 8,000 to 48,000 Hz. channels: how many `process` gets. mode: "mix" treats them as one (output repeated on each),
-    "each" runs every channel by itself. strength_db: the most that may be taken away (None: 26, 0: nothing).
+    "each" runs every channel by itself. strength_db: the most that may be taken away (None: 26, for extract 40; 0: nothing).
     bypass: the input itself, with the same delay. Both may be set at any time; the change is cross-faded over one hop.
+    task: "restore", or "extract" with the voiceprint of the talker to keep; `ask` changes both while the stream runs.
 
     Thread-safe: every method may be called from any thread; calls are serialised by a lock. NaN and infinities in the input are
     replaced by silence and counted in `repaired_samples`. ValueError, with one line, for what cannot be processed.
@@ -50,6 +70,7 @@ class Stream:
         channels: int = 1,
         *,
         task: str = "restore",
+        voice: Voiceprint | None = None,
         mode: ChannelMode = "mix",
         strength_db: float | None = None,
         bypass: bool = False,
@@ -61,9 +82,10 @@ class Stream:
         check_task(task)
         if mode not in ("mix", "each"):
             raise ValueError(f"channel mode '{mode}' is unknown; there are: mix, each")
-        self.rate, self.channels, self.task, self.mode = rate, channels, task, mode
-        self.strength_db, self.bypass = strength_db, bypass
         self.engine: Engine = engine or open_engine()
+        check_voice(task, voice, self.engine)
+        self.rate, self.channels, self.task, self.voice, self.mode = rate, channels, task, voice, mode
+        self.strength_db, self.bypass = strength_db, bypass
         self._slots = 1 if mode == "mix" else channels
         self._lane = Lane(self._slots, rate)
         self.latency_samples, self.frame_samples = self._lane.latency_samples, self._lane.frame_samples
@@ -85,13 +107,21 @@ class Stream:
     def reset(self) -> None:
         """As freshly made: forget the past and all that is inside."""
         with self._lock:
-            self._state = self.engine.init_state(self._slots, self.task)
+            self._state = first_state(self.engine, self._slots, self.task, self.voice)
             self._lane.reset()
             self._tail = np.zeros((self._slots, self._lane.hop), np.float32)
             self._overlap = np.zeros((self._slots, self._lane.hop), np.float32)
             self.frames = 0
             self.repaired_samples = 0
             self.step_seconds: list[float] | None = None
+
+    def ask(self, task: str, voice: Voiceprint | None = None) -> None:
+        """Another task, or another talker, from the next frame on. What was heard is not forgotten; the overlapping windows make the cross-fade."""
+        check_voice(check_task(task), voice, self.engine)
+        fresh = first_state(self.engine, self._slots, task, voice)
+        with self._lock:
+            self.task, self.voice = task, voice
+            self._state = {k: fresh[k] if k in PINNED else v for k, v in self._state.items()}
 
     def time_steps(self) -> list[float]:
         """Start collecting the seconds every step takes; returns the list that grows."""
@@ -140,7 +170,7 @@ class Stream:
         started = time.perf_counter()
         spec, self._tail = analyse(self._tail, frame)
         speech, self._state = self.engine.advance(np.ascontiguousarray(spec[:, :, :-1]), self._state)
-        dry = np.full(self._slots, dry_share(self._strength_db, self.bypass), np.float32)
+        dry = np.full(self._slots, dry_share(self._strength_db, self.bypass, self.task), np.float32)
         y, self._overlap = finish(self._overlap, spec, speech, dry)
         self.frames += 1
         if self.step_seconds is not None:

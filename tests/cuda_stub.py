@@ -175,11 +175,17 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Runtime:
             return SimpleNamespace(num_io_tensors=len(names), get_tensor_name=names.__getitem__, create_execution_context=lambda: Context(runtime, session))
 
     def enqueue(kernel: Any, geometry: Any, packed: Any, stream: Any) -> None:
-        values = [v.item() for v in packed.values]
-        slots, (layers, window, row_words) = geometry.grid[0], values[6:]
-        ring, row = (slots, layers, window, row_words), (slots, layers, row_words)
-        arrays = [at(a, s, t) for a, s, t in zip(values, (ring, ring, row, row, (slots,), (slots,)), (np.float32,) * 4 + (np.int32, np.uint8), strict=False)]
-        runtime.do(lambda: kernel.twin(*arrays, layers, window, row_words))
+        given = {p.name: v.item() for p, v in zip(kernel.parameters, packed.values, strict=True)}
+        n, layers, window, words = geometry.grid[0], *(given.get(name, 0) for name in ("layers", "window", "row_words"))
+        shapes: dict[str, tuple[int, ...]] = {
+            **dict.fromkeys(("k", "v"), (n, layers, window, words)), **dict.fromkeys(("k_row", "v_row"), (n, layers, words)),
+            **dict.fromkeys(("block", "pcm", "heard"), (n, 960)), **dict.fromkeys(("tail", "overlap"), (n, 480)), "spec": (n, 2, 480, 2),
+        }  # fmt: skip
+        arguments = [
+            given[p.name] if p.role == "scalar" else at(given[p.name], shapes.get(p.name, (n,)), np.float32 if p.dtype == "word" else p.dtype)
+            for p in kernel.parameters
+        ]
+        runtime.do(lambda: kernel.twin(*arguments))
 
     monkeypatch.setattr(cuda, "bindings", lambda: runtime)
     monkeypatch.setattr(trt, "module", lambda: SimpleNamespace(__name__="stub", Runtime=TrtRuntime))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,42 @@ def shaken(module: Causal) -> Causal:
 )
 def test_modules_keep_the_contract(module: Causal, shape: tuple[int, ...]) -> None:
     verify_contract(TorchSteps(shaken(module)), random_input(*shape))
+
+
+class Voiced(Causal):
+    """A model asked for one talker: the voice is in the state from the beginning."""
+
+    step_size = 2
+
+    def __init__(self, task: str) -> None:
+        super().__init__()
+        self.model, self.task = FullBand(replace(SMALL, voice_dim=6, voice_channels=8)), task
+        self.voice = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+
+    def init_state(self, batch: int) -> State:
+        return self.model.init_state(batch, self.task, self.voice.expand(batch, -1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x, self.task, self.voice.expand(len(x), -1))
+
+    def step(self, x: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        return self.model.step(x, state)
+
+
+def test_a_voice_keeps_the_contract() -> None:
+    verify_contract(TorchSteps(shaken(Voiced("extract"))), random_input(3, 60, 480, 2))
+
+
+def test_a_voice_turns_the_model() -> None:
+    """Another voice, another output; no voice is the same as a model that knows none."""
+    model = shaken(FullBand(replace(SMALL, voice_dim=6, voice_channels=8))).eval()
+    plain = FullBand(SMALL).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k in plain.state_dict()})
+    x, voices = torch.from_numpy(random_input(2, 40, 480, 2)), torch.randn(2, 6)
+    with torch.no_grad():
+        assert torch.equal(model(x), plain(x))
+        heard = model(x[:1].expand(2, -1, -1, -1), "extract", voices)
+    assert (heard[0] - heard[1]).abs().max() > 1e-3 * heard.abs().max()
 
 
 def test_level_keeps_the_contract() -> None:

@@ -21,11 +21,13 @@ from voicewire.engines.contract import EngineSteps, verify_contract
 from voicewire.engines.engine import WEIGHTS, State, copy_state
 from voicewire.engines.gpu import chain, trt
 from voicewire.engines.gpu.device import DeviceLost
+from voicewire.engines.gpu.ends import Ends
 from voicewire.engines.gpu.engine import GpuEngine
 from voicewire.engines.gpu.fake import FakeDevice
 from voicewire.engines.gpu.lower import Precision
 from voicewire.engines.gpu.plans import Plans
-from voicewire.engines.gpu.slots import MIRRORED, DeviceSlots
+from voicewire.engines.gpu.resident import MIRRORED
+from voicewire.engines.gpu.slots import DeviceSlots
 from voicewire.engines.gpu.stepper import CapturedStepper, bucket_for
 from voicewire.engines.gpu.torch_stepper import TorchStepper
 from voicewire.engines.gpu.verify import compare, noise
@@ -36,7 +38,7 @@ MASKS = {"active": np.ones(1, bool), "reset": np.zeros(1, bool)}
 
 
 def on_fake(device: FakeDevice, cpu: Engine, **options: Any) -> GpuEngine:
-    return GpuEngine("tensorrt", cpu, lambda capacity, mirror: CapturedStepper(device, lowered, layout(), capacity, mirror=mirror, **options))
+    return GpuEngine("tensorrt", cpu, lambda capacity, mirror, ends: CapturedStepper(device, lowered, layout(), capacity, mirror=mirror, ends=ends, **options))
 
 
 def slots_on(device: FakeDevice, cpu: Engine, capacity: int, mirror: bool = True, **options: Any) -> DeviceSlots:
@@ -131,7 +133,7 @@ def test_engine_on_the_device_keeps_the_contract(engine: Engine, captures: bool)
 
 def test_torch_stepper_keeps_the_contract(engine: Engine) -> None:
     """The same code as on a GPU, without the graph."""
-    gpu = GpuEngine("torch-cuda", engine, lambda capacity, mirror: TorchStepper(WEIGHTS, layout(), capacity, mirror=mirror, device="cpu"))
+    gpu = GpuEngine("torch-cuda", engine, lambda capacity, mirror, ends: TorchStepper(WEIGHTS, layout(), capacity, mirror=mirror, ends=ends, device="cpu"))
     verify_contract(EngineSteps(gpu), 0.2 * noise(3, 20))
     slots = gpu.slots(4)
     assert compare(slots, engine, noise(3, 20)).good("fp32")
@@ -307,9 +309,9 @@ def test_a_batch_size_for_which_there_is_no_room_is_refused_and_the_others_go_on
 def test_only_what_fits_is_mirrored(engine: Engine) -> None:
     asked: list[tuple[int, bool]] = []
 
-    def make(capacity: int, mirror: bool) -> CapturedStepper:
+    def make(capacity: int, mirror: bool, ends: Ends) -> CapturedStepper:
         asked.append((capacity, mirror))
-        return CapturedStepper(FakeDevice(), lowered, layout(), capacity, mirror=mirror)
+        return CapturedStepper(FakeDevice(), lowered, layout(), capacity, mirror=mirror, ends=ends)
 
     gpu = GpuEngine("tensorrt", engine, make)
     assert isinstance(gpu.slots(MIRRORED + 1), DeviceSlots)

@@ -15,6 +15,7 @@ from tools import gpu_check
 from voicewire.engines import Engine, EngineError, open_engine
 from voicewire.engines.engine import WEIGHTS
 from voicewire.engines.gpu import chain
+from voicewire.engines.gpu.pcm_slots import DevicePcmSlots
 from voicewire.engines.gpu.verify import Difference
 from voicewire.rt import Stream, doctor
 from voicewire.rt.cli import main
@@ -45,7 +46,10 @@ def test_commands_say_in_one_line_that_there_is_no_gpu(arguments: list[str], cap
 @pytest.mark.usefixtures("no_gpu")
 def test_gpu_check_says_in_one_line_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main([]) == 2
-    assert capsys.readouterr().err.splitlines() == ["gpu_check: no NVIDIA GPU here; run it on a machine with an NVIDIA GPU"]
+    told = capsys.readouterr()
+    assert told.err.splitlines() == ["gpu_check: no NVIDIA GPU here; run it on a machine with an NVIDIA GPU"]
+    rows = told.out.splitlines()
+    assert len(rows) == len(gpu_check.CHECKS) and all(r.startswith("skipped") and r.endswith("no CUDA: no NVIDIA GPU here") for r in rows)
     assert gpu_check.main(["--only", "kernel,gpu"]) == 2
     assert "unknown check kernel;" in capsys.readouterr().err
 
@@ -65,7 +69,7 @@ def test_build_makes_and_verifies(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "1 streams" in out and "2 streams" in out and "dB from the reference" in out and "not verified" not in out
     assert main(["build", "--streams", "1", "--precision", "fp32"]) == 0
     assert "kept" in capsys.readouterr().out
-    monkeypatch.setattr("voicewire.rt.build.compare", lambda *_: Difference(1.0, 0.0))
+    monkeypatch.setattr("voicewire.rt.build.compare_pcm", lambda *_: Difference(1.0, 0.0))
     assert main(["build", "--streams", "1", "--precision", "fp32"]) == 1
     assert "WRONG" in capsys.readouterr().out
 
@@ -77,11 +81,13 @@ def test_bench_sets_every_way_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["bench", "--engine", "auto", "--seconds", "0.01", "--streams", "1,2", "--json"]) == 0
     doc = json.loads(capsys.readouterr().out)
-    assert [(r["variant"], r["streams"]) for r in doc["rows"]] == [(f"tensorrt {way}", n) for way in ("graph", "enqueue") for n in (1, 2)]
-    assert [r["nodes"] for r in doc["rows"]] == [6, 6, 0, 0]
+    ways = ("graph", "enqueue", "graph, host STFT")
+    assert [(r["variant"], r["streams"]) for r in doc["rows"]] == [(f"tensorrt {way}", n) for way in ways for n in (1, 2)]
+    assert [r["nodes"] for r in doc["rows"]] == [12, 12, 0, 0, 6, 6]
+    assert all(r["host_us"] > 0 for r in doc["rows"])
     assert all(0 < r["p50_ms"] <= r["p999_ms"] and r["floor_ms"] > 0 for r in doc["rows"])
     assert doc["rows"][1]["moved_mb"] - doc["rows"][0]["moved_mb"] == pytest.approx(0.7, abs=0.1)  # MB of state a stream
-    assert [m.partition(":")[0] for m in doc["missing"]] == ["torch graph", "torch eager"]
+    assert [m.partition(":")[0] for m in doc["missing"]] == ["torch graph", "torch eager", "torch graph, host STFT"]
 
 
 def test_the_relay_keeps_its_slots_on_the_device_and_survives_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: Engine) -> None:
@@ -98,6 +104,7 @@ def test_the_relay_keeps_its_slots_on_the_device_and_survives_it(monkeypatch: py
     metrics = Metrics()
     assert metrics.steps_on(gpu) and not metrics.steps_on(gpu)
     scheduler = Scheduler(gpu, 3, collect, Batching(3, 5.0))
+    assert isinstance(scheduler._slots, DevicePcmSlots), "the STFT is not in the graph"
     x = (0.05 * np.random.default_rng(2).standard_normal((4, 30 * 320))).astype(np.float32)
     try:
         slots = [scheduler.open(16000, lambda y: None) for _ in range(3)]
@@ -142,7 +149,7 @@ def test_capacity_is_measured_on_the_slots_that_will_be_used(monkeypatch: pytest
     gpu = open_engine("tensorrt")
     monkeypatch.setattr("voicewire.rt.relay.capacity.seconds", lambda slots, n: 0.0001 * n)
     opened: list[int] = []
-    monkeypatch.setattr(gpu, "slots", lambda n, make=gpu.slots: (opened.append(n), make(min(n, 1)))[1])  # type: ignore[attr-defined]
+    monkeypatch.setattr(gpu, "pcm_slots", lambda n, make=gpu.pcm_slots: (opened.append(n), make(min(n, 1)))[1])  # type: ignore[attr-defined]
     assert measure(gpu) == 64  # the next step up, 256, would take 25.6 ms
     assert opened == [1, 4, 16, 64, 256]
 
@@ -151,15 +158,16 @@ def test_gpu_check_from_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """Its rows on the fake device, in this process. Only a GPU can run the kernels, and the bars of speed are not for a CPU to hold."""
     install(monkeypatch, tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(gpu_check, "apart", lambda name, limit_s: gpu_check.check(name))
-    monkeypatch.setitem(gpu_check.CHECKS, "tensorrt fp32", (60.0, lambda: gpu_check._compare("tensorrt graph", "fp32", (2, 1))))
-    names = ["packages", "tensorrt fp32", "tensorrt graph = enqueue", "tensorrt contract", "torch contract"]
+    monkeypatch.setattr(gpu_check, "apart", gpu_check.check)
+    monkeypatch.setitem(gpu_check.CHECKS, "tensorrt fp32", (60.0, lambda limit_s: gpu_check.parts.compared("tensorrt graph", "fp32", (2, 1))))
+    monkeypatch.setattr("tools.gpu_step_rows.STEPS", 24)
+    names = ["packages", "tensorrt fp32", "tensorrt samples", "tensorrt graph = enqueue", "tensorrt contract", "torch contract"]
     file = tmp_path / "found.json"
     assert gpu_check.main(["--only", ",".join(names), "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["rows"]
     assert [r["name"] for r in rows] == names
-    assert [r["verdict"] for r in rows] == ["note", "ok", "ok", "ok", "skipped"], rows
-    assert "bit-equal" in rows[2]["text"]
+    assert [r["verdict"] for r in rows] == ["note", "ok", "ok", "ok", "ok", "skipped"], rows
+    assert "one graph a frame" in rows[2]["text"] and "bit-equal" in rows[3]["text"]
     assert "no frame missed" in gpu_check.check("lost").text
     install(monkeypatch, tmp_path, captures=False)
     assert gpu_check.main(["--only", "tensorrt graph = enqueue"]) == 1
@@ -168,7 +176,7 @@ def test_gpu_check_from_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_rows_of_gpu_check_do_not_take_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that raises, one that dies, one that hangs, one that comes too late."""
-    monkeypatch.setitem(gpu_check.CHECKS, "raises", (30.0, lambda: 1 / 0))  # type: ignore[dict-item,return-value]
+    monkeypatch.setitem(gpu_check.CHECKS, "raises", (30.0, lambda limit_s: 1 / 0))  # type: ignore[dict-item,return-value]
     assert gpu_check.check("raises").text == "ZeroDivisionError: division by zero"
     dead = gpu_check.apart("no such row", 60)
     assert dead.verdict == "FAILED" and "no such row" in dead.text

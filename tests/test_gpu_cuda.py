@@ -20,7 +20,7 @@ from voicewire.engines.gpu.cuda import CudaDevice, capability
 from voicewire.engines.gpu.engine import GpuEngine
 from voicewire.engines.gpu.slots import DeviceSlots
 from voicewire.engines.gpu.stepper import CapturedStepper
-from voicewire.engines.gpu.verify import compare, noise
+from voicewire.engines.gpu.verify import compare, compare_pcm, noise, noise_pcm
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 
 def engine_on(cpu: Engine) -> GpuEngine:
-    return GpuEngine("tensorrt", cpu, lambda capacity, mirror: CapturedStepper(CudaDevice(), lowered, layout(), capacity, mirror=mirror))
+    return GpuEngine("tensorrt", cpu, lambda capacity, mirror, ends: CapturedStepper(CudaDevice(), lowered, layout(), capacity, mirror=mirror, ends=ends))
 
 
 def test_the_contract_through_cuda_calls(runtime: Runtime, engine: Engine) -> None:
@@ -47,6 +47,16 @@ def test_a_step_is_one_launch_one_event_one_wait(runtime: Runtime, engine: Engin
     runtime.calls.clear()
     slots.attach(1)
     slots.step(np.arange(2), np.ascontiguousarray(x[:, 2:4]))
+    assert runtime.calls == {"cudaGraphLaunch": 1, "cudaEventRecord": 1, "cudaEventSynchronize": 1}
+
+
+def test_a_step_of_samples_is_as_little(runtime: Runtime, engine: Engine) -> None:
+    """The kernels' arguments as cuda-python packs them; attaching, STFT and conversion cost the host no call."""
+    slots, x = engine_on(engine).pcm_slots(2), noise_pcm(2, 12)
+    assert compare_pcm(slots, engine, x).good("fp32")
+    runtime.calls.clear()
+    slots.attach(1, 480, whole=True)
+    slots.step(np.arange(2), [x[0, 0], np.zeros(960, np.int16)], np.zeros(2, np.float32))
     assert runtime.calls == {"cudaGraphLaunch": 1, "cudaEventRecord": 1, "cudaEventSynchronize": 1}
 
 

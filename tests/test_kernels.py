@@ -33,24 +33,25 @@ F32 = np.float32
 @given(rates=st.lists(st.integers(stft.MIN_RATE, stft.MAX_RATE), min_size=1, max_size=5), seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_stft_twins_are_the_engines_stft(rates: list[int], seed: int) -> None:
-    """Four frames at any rates, the states carried, slot 0 paused in one frame and the last slot reset in another."""
+    """Four frames at any rates and shares of the input, the states carried, slot 0 paused in one frame and the last slot reset in another."""
     rng, slots = np.random.default_rng(seed), len(rates)
     hop = np.array([stft.hop_samples(r) for r in rates], np.int32)
     tail, overlap = (np.zeros((slots, 480), F32) for _ in range(2))
     tails, overlaps = ([np.zeros((1, h), F32) for h in hop] for _ in range(2))
     for t in range(4):
-        pcm, spec, out = rng.standard_normal((slots, 960)).astype(F32), np.full((slots, 2, 481, 2), 7, F32), np.full((slots, 960), 7, F32)
-        active, reset = np.ones(slots, np.uint8), np.zeros(slots, np.uint8)
+        pcm, spec, out = rng.standard_normal((slots, 960)).astype(F32), np.full((slots, 2, 480, 2), 7, F32), np.full((slots, 960), 7, F32)
+        active, reset, dry = np.ones(slots, np.uint8), np.zeros(slots, np.uint8), rng.choice([0, 0.05, 1], slots).astype(F32)
         active[0], reset[-1] = t != 1, t == 2
         kernels.STFT_ANALYSE.twin(pcm, tail, hop, active, reset, spec)
-        kernels.STFT_SYNTHESISE.twin(spec, overlap, hop, active, reset, out)
+        speech = np.where(active[:, None, None, None], spec * rng.random(spec.shape, F32), spec)
+        kernels.STFT_SYNTHESISE.twin(speech, pcm, tail, overlap, hop, dry, active, reset, out)
         for s, h in enumerate(hop):
             if reset[s]:
                 tails[s], overlaps[s] = np.zeros((1, h), F32), np.zeros((1, h), F32)
             if active[s]:
                 expected, tails[s] = stft.analyse(tails[s], pcm[s : s + 1, : 2 * h])
-                np.testing.assert_allclose(spec[s], expected[0], atol=1e-6)
-                samples, overlaps[s] = stft.synthesise(overlaps[s], expected)
+                np.testing.assert_allclose(spec[s], expected[0, :, :-1], atol=1e-6)
+                samples, overlaps[s] = stft.finish(overlaps[s], expected, speech[s : s + 1], dry[s : s + 1])
                 np.testing.assert_allclose(out[s, : 2 * h], samples[0], atol=1e-5)
                 assert (out[s, 2 * h :] == 7).all()
             else:

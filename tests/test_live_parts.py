@@ -210,7 +210,8 @@ def test_config(tmp_path: Path) -> None:
 class FakeLive:
     opened: ClassVar[dict[str, object]] = {"in": "mic", "out": "voicewire", "rate_in": 48000, "rate_out": 48000, "backend": "jack"}
 
-    def __init__(self) -> None:
+    def __init__(self, *tasks: str) -> None:
+        self.tasks = tasks or ("restore",)
         self.changes: list[dict[str, object]] = []
 
     def set(self, **change: object) -> None:
@@ -220,7 +221,7 @@ class FakeLive:
 STATUS = {
     "in_db": -20.0, "out_db": -26.0, "in_peak": 0.2, "out_peak": 0.1, "step_ms": 3.0, "step_max_ms": 4.0, "drift_ppm": 12.0, "cushion_ms": 10.0,
     "delay_ms": {"device_in": 5.0, "model": 30.0, "ring": 18.0, "device_out": 10.0}, "suspended": False, "listeners": 1,
-    "counts": {"starved": 2}, "frames": 50, "bypass": False, "mute": False, "strength_db": None,
+    "counts": {"starved": 2}, "frames": 50, "bypass": False, "mute": False, "strength_db": None, "task": "restore",
 }  # fmt: skip
 
 
@@ -248,9 +249,20 @@ def test_keys_change_what_runs() -> None:
     live = FakeLive()
     screen = Screen(live)  # type: ignore[arg-type]
     screen.take({"status": STATUS})
-    assert all(screen.key(k) for k in "bm-0+tx")
+    assert all(screen.key(k) for k in "bm-0+xt")
     assert live.changes == [{"bypass": True}, {"mute": True}, {"strength_db": 23.0}, {"strength_db": None}, {"strength_db": 29.0}]
+    assert "--enroll" in screen.note
     assert not screen.key("q")
+
+
+def test_a_key_changes_the_task_where_a_talker_is_enrolled() -> None:
+    live = FakeLive("restore", "extract")
+    screen = Screen(live)  # type: ignore[arg-type]
+    for task in live.tasks:
+        screen.take({"status": STATUS | {"task": task}})
+        screen.key("t")
+    assert live.changes == [{"task": "extract"}, {"task": "restore"}]
+    assert "extract" in shown(screen) and "at most 40 dB" in shown(screen)
 
 
 def test_service_file_names_this_python(capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def test_strength_limits_what_is_taken_away(engine: Engine) -> None:
     np.testing.assert_allclose(none, x, atol=1e-5)
     g = np.float32(10 ** (-10 / 20))
     np.testing.assert_allclose(ten, full + g * (x - full), atol=1e-5)
-    usual, alike = (through(Stream(16000, strength_db=s, engine=engine), x, [320]) for s in (None, USUAL_STRENGTH_DB))
+    usual, alike = (through(Stream(16000, strength_db=s, engine=engine), x, [320]) for s in (None, USUAL_STRENGTH_DB["restore"]))
     assert np.array_equal(usual, alike)
     with pytest.raises(ValueError, match="strength"):
         Stream(16000, strength_db=-3)

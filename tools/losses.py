@@ -99,9 +99,9 @@ class EnhanceLoss(nn.Module):
     `parts` of the result are detached, for the log.
     """
 
-    def __init__(self, snr: float, perceptual: float) -> None:
+    def __init__(self, snr: float, perceptual: float, missing: float = MISSING) -> None:
         super().__init__()
-        self.snr, self.perceptual = snr, perceptual
+        self.snr, self.perceptual, self.missing = snr, perceptual, missing
         self.loudness = Loudness()
 
     def forward(self, y: Tensor, target: Tensor, mix: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -114,7 +114,7 @@ class EnhanceLoss(nn.Module):
         for n_fft, hop in RESOLUTIONS:
             (yc, ym), (tc, tm) = _compressed(y, n_fft, hop), _compressed(target, n_fft, hop)
             gap = ym - tm
-            spectral = spectral + 0.3 * (yc - tc).square().sum(-1).mean() + 0.7 * (gap.square() * torch.where(gap < 0, MISSING, 1.0)).mean()
+            spectral = spectral + 0.3 * (yc - tc).square().sum(-1).mean() + 0.7 * (gap.square() * torch.where(gap < 0, self.missing, 1.0)).mean()
         # 30 dB floor: beyond that nobody hears the error and its gradient would drown the rest
         signal = target.square().mean(1) + 1e-7
         ratio = (((y - target).square().mean(1) + 1e-3 * signal) / signal).log10()

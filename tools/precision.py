@@ -1,4 +1,5 @@
-"""What half precision costs: the lowered step beside the model itself, both on ONNX Runtime on the CPU, over a minute of speech in noise.
+"""What half precision costs: the lowered step beside the model itself, both on ONNX Runtime on the CPU, over a minute of speech in noise, samples
+in and samples out, nothing of the input mixed back.
 
     python -m tools.precision [--seconds 60]
 
@@ -15,38 +16,34 @@ import soundfile as sf
 
 from voicewire.engines import open_engine
 from voicewire.engines.engine import F32, WEIGHTS
+from voicewire.engines.gpu.ends import PCM
 from voicewire.engines.gpu.fake import FakeDevice
 from voicewire.engines.gpu.layout import Layout
 from voicewire.engines.gpu.lower import Precision, lower
-from voicewire.engines.gpu.slots import DeviceSlots
+from voicewire.engines.gpu.pcm_slots import DevicePcmSlots
 from voicewire.engines.gpu.stepper import CapturedStepper
-from voicewire.engines.gpu.verify import Difference, compare
-from voicewire.engines.stft import analyse
+from voicewire.engines.gpu.verify import Difference, compare_pcm
 
 NOISY = Path(__file__).parents[1] / "rt" / "samples" / "noisy.flac"
 
 
-def spectra(seconds: float) -> F32:
-    """The bundled recording, repeated: [1, hops, 480, 2]"""
-    x = np.resize(sf.read(NOISY, dtype="float32")[0], int(seconds * 50) * 320)
-    tail, frames = np.zeros((1, 160), np.float32), []
-    for at in range(0, len(x), 320):
-        spectrum, tail = analyse(tail, x[None, at : at + 320])
-        frames.append(spectrum[:, :, :-1])
-    return np.concatenate(frames, 1)
+def recording(seconds: float) -> F32:
+    """The bundled recording, repeated: [1, frames, 320]"""
+    return np.resize(sf.read(NOISY, dtype="float32")[0], (1, int(seconds * 50), 320))
 
 
 def measure(precision: Precision, x: F32) -> Difference:
     cpu = open_engine("onnx")
     layout = Layout(cpu.init_state(1))
     model = lower(WEIGHTS / "model.onnx", layout, 1, precision)
-    return compare(DeviceSlots(CapturedStepper(FakeDevice(), lambda bucket: model, layout, 1, mirror=True), cpu, 1), cpu, x)
+    stepper = CapturedStepper(FakeDevice(), lambda bucket: model, layout, 1, mirror=True, ends=PCM)
+    return compare_pcm(DevicePcmSlots(stepper, cpu, 1), cpu, x, dry=0.0)
 
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seconds", type=float, default=60.0)
-    x = spectra(p.parse_args().seconds)
+    x = recording(p.parse_args().seconds)
     kinds: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in kinds:
         found = measure(precision, x)

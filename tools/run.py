@@ -92,7 +92,7 @@ class TimedRun:
         self._seen.append(numbers)
         if self.step % LOG_EVERY:
             return
-        row = {k: float(np.mean([s[k] for s in self._seen if k in s])) for k in numbers} | more()
+        row = {k: float(np.mean([s[k] for s in self._seen if k in s])) for k in {k: None for s in self._seen for k in s}} | more()
         self._seen.clear()
         for k, v in row.items():
             self._board.add_scalar(k, v, self.step)
@@ -112,15 +112,20 @@ def clip_and_step(model: nn.Module, optimiser: torch.optim.Optimizer, loss: torc
     return norm.item()
 
 
-def command(name: str, doc: str | None, load: Callable[[Path], Any], start: Callable[[argparse.Namespace, Any], None], *, warm: bool = False) -> int:
-    """RUN [--recipe R] [--minutes M] [--steps N] [--device D] [--threads T], with `warm` also --init. start(arguments, recipe). → exit code"""
+def command(
+    name: str, doc: str | None, load: Callable[[Path], Any], start: Callable[[argparse.Namespace, Any], None], files: dict[str, str] | None = None
+) -> int:
+    """RUN [--recipe R] [--minutes M] [--steps N] [--device D] [--threads T], and options that name `files`, with their help.
+
+    start(arguments, recipe). → exit code
+    """
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, help="folder of the run; resumed if it holds last.pt")
     p.add_argument("--recipe", type=Path, help="TOML; default: the one saved in RUN")
     p.add_argument("--minutes", type=float, default=1e9)
     p.add_argument("--steps", type=int)
-    if warm:
-        p.add_argument("--init", type=Path, help="start from the averaged weights of this checkpoint, or from a weights folder")
+    for option, text in (files or {}).items():
+        p.add_argument(option, type=Path, help=text)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()

@@ -2,6 +2,7 @@
 
     python -m tools.train runs/restore --recipe tools/recipes/restore.toml --minutes 60          # start, or resume where it was
     python -m tools.train runs/more --recipe … --init engines/weights --minutes 30      # warm restart, from released weights or a .pt
+    python -m tools.train runs/tasks --recipe … --init … --voice runs/voice/last.pt     # with [data] extract > 0: two tasks, one model
 
 Runs on one or two CPU cores or on CUDA (bf16) from the same recipe. Leaves RUN/last.pt (to resume), RUN/step-N.pt (weights only)
 and TensorBoard events; the learning rate is flat and falls in the last `decay_share` of the box.
@@ -27,25 +28,34 @@ from .losses import EnhanceLoss
 from .mixer import Mixer
 from .recipe import Recipe, load
 from .run import TimedRun, clip_and_step, command, rate
+from .talkers import Talkers
 
 
-class Batches(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """Index i → batch `first + i`; batches are made in worker processes."""
+class Batches(Dataset[tuple[str, tuple[np.ndarray, ...]]]):
+    """Index i → task and arrays of batch `first + i`: mixtures, targets and, for `extract`, enrolments. Batches are made in worker processes."""
 
-    def __init__(self, mixer: Mixer, first: int) -> None:
-        self.mixer, self.first = mixer, first
+    def __init__(self, mixer: Mixer, extract: float, first: int) -> None:
+        self.mixer, self.extract, self.first = mixer, extract, first
 
     def __len__(self) -> int:
         return 1 << 30
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.mixer.batch(self.first + i)
+    def __getitem__(self, i: int) -> tuple[str, tuple[np.ndarray, ...]]:
+        i += self.first
+        if isinstance(self.mixer, Talkers) and np.random.default_rng([self.mixer.seed, i, 3]).random() < self.extract:
+            return "extract", self.mixer.extraction_batch(i)
+        return "restore", self.mixer.batch(i)
 
 
-def enhance(model: Model, x: Tensor) -> Tensor:
+def enhance(model: Model, x: Tensor, task: str = "restore", enrolment: Tensor | None = None) -> Tensor:
     """[B, samples at 16 kHz] → [B, samples] through STFT, model, inverse."""
+    voice = None
+    if enrolment is not None:
+        assert model.voice is not None
+        with torch.no_grad():  # the encoder stays as tools.train_voice left it
+            voice = model.voice.eval()(stft(enrolment, 160)[:, :, :CORE_BINS])
     spec = stft(x, 160)
-    s = model(spec[:, :, :CORE_BINS])
+    s = model(spec[:, :, :CORE_BINS], task, voice)
     y = torch.nn.functional.pad(s, (0, 0, 0, spec.shape[2] - CORE_BINS))
     return istft(y, 160, x.shape[1])
 
@@ -53,46 +63,70 @@ def enhance(model: Model, x: Tensor) -> Tensor:
 class Run(TimedRun):
     """One training run: model, averaged model, optimiser, counters, and their file."""
 
-    def __init__(self, folder: Path, recipe: Recipe, device: str, init: Path | None) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, device: str, init: Path | None, voice: Path | None) -> None:
         torch.manual_seed(recipe.train.seed)
         self.recipe, self.device = recipe, device
         self.model = Model(recipe.model).to(device)
         self.ema = copy.deepcopy(self.model).eval()
+        if self.model.voice is not None:
+            self.model.voice.requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
+        if recipe.data.extract and self.model.voice is None:
+            raise ValueError("[data] extract needs a model with voices: set voice_dim in [model]")
         if init and not self.resumed:
             if init.is_dir():  # released weights
                 weights = load_weights(init).core.state_dict()
             else:
                 weights = torch.load(init, map_location=device, weights_only=True)["ema"]
+            # what a model without voices has not, starts new
+            weights = {k: v for k, v in self.model.state_dict().items() if k.split(".")[0] in ("voice", "turn") or k == "trunk.voice.weight"} | weights
             self.model.load_state_dict(weights)
-            self.ema.load_state_dict(weights)
             print(f"warm start from {init}")
+        if voice and not self.resumed:
+            if self.model.voice is None:
+                raise ValueError("--voice needs a model with voices: set voice_dim in [model]")
+            saved = torch.load(voice, map_location=device, weights_only=True)["ema"]
+            self.model.voice.load_state_dict({k.removeprefix("encoder."): v for k, v in saved.items() if k.startswith("encoder.")})
+        if not self.resumed:
+            self.ema.load_state_dict(self.model.state_dict())
 
     def train(self, minutes: float, steps: int | None) -> None:
         t, data = self.recipe.train, self.recipe.data
-        loss_of = EnhanceLoss(t.snr, t.perceptual).to(self.device)
-        mixer = Mixer(Path(data.cache), data.seed, data.batch, data.seconds)
+        loss_of = {
+            "restore": EnhanceLoss(t.snr, t.perceptual).to(self.device),
+            # who is not sure whom to keep must not keep both
+            "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0).to(self.device),
+        }
+        mixer = (Talkers if data.extract else Mixer)(Path(data.cache), data.seed, data.batch, data.seconds)
         print("data, hours:", json.dumps(mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
-        loader = DataLoader(Batches(mixer, self.step), batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
-        for progress, (mix, target) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
+        loader = DataLoader(Batches(mixer, data.extract, self.step), batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
+        for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
             self.optimiser.param_groups[0]["lr"] = lr
-            mix, target = mix.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
+            mix, target, *more = (a.to(self.device, non_blocking=True) for a in arrays)
             self.model.train()
             with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-                y = enhance(self.model, mix)
-            loss, parts = loss_of(y.float(), target, mix)
+                y = enhance(self.model, mix, task, *more)
+            loss, parts = loss_of[task](y.float(), target, mix)
             norm = clip_and_step(self.model, self.optimiser, loss, t.clip)
             self.step += 1
             self.hours += mix.numel() / mixer.rate / 3600
             self.average(t.ema)
-            numbers = {"loss": loss.item(), "grad": norm, **parts, "lr": lr}
-            self.log(numbers, lambda row: f"loss {row['loss']:.4f} error {row['error_db']:.2f} dB")
+            named = parts if task == "restore" else {f"{task}_{k}": v for k, v in parts.items()}
+            self.log({"loss": loss.item(), "grad": norm, **named, "lr": lr}, headline)
+
+
+def headline(row: dict[str, float]) -> str:
+    return " ".join([f"loss {row['loss']:.4f}", *(f"{k.replace('_db', '')} {v:.2f} dB" for k, v in row.items() if k.endswith("error_db"))])
 
 
 def main() -> int:
-    return command("train", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device, a.init).train(a.minutes, a.steps), warm=True)
+    files = {
+        "--init": "start from the averaged weights of this checkpoint, or from a weights folder",
+        "--voice": "take the voice encoder of this checkpoint of tools.train_voice",
+    }
+    return command("train", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device, a.init, a.voice).train(a.minutes, a.steps), files)
 
 
 if __name__ == "__main__":

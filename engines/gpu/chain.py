@@ -8,14 +8,16 @@ from pathlib import Path
 
 from ..engine import Engine, EngineError
 from ..onnx_engine import OnnxEngine
+from ..pcm_slots import HostPcmSlots, PcmSlots
 from . import cuda, trt
 from .device import DeviceLost
+from .ends import Ends
 from .engine import GpuEngine
 from .layout import Layout
 from .lower import Precision
 from .plans import Plans
 from .stepper import CapturedStepper, Stepper
-from .verify import compare, noise
+from .verify import compare_pcm, noise_pcm
 
 PRECISION: Precision = "fp16"
 
@@ -33,8 +35,8 @@ def open_tensorrt(weights: Path, threads: int = 1, precision: Precision = PRECIS
     plans = plans_for(weights, precision, cuda.capability())
     kind = f"{trt.module().__name__} {precision}"
 
-    def make(capacity: int, mirror: bool) -> Stepper:
-        return CapturedStepper(cuda.CudaDevice(), plans, plans.layout, capacity, mirror=mirror, kind=kind, graphs=graphs)
+    def make(capacity: int, mirror: bool, ends: Ends) -> Stepper:
+        return CapturedStepper(cuda.CudaDevice(), plans, plans.layout, capacity, mirror=mirror, ends=ends, kind=kind, graphs=graphs)
 
     return _opened("tensorrt", OnnxEngine(weights, threads), make, precision)
 
@@ -52,26 +54,41 @@ def open_torch(weights: Path, threads: int = 1, precision: Precision = PRECISION
     cpu = OnnxEngine(weights, threads)
     layout = Layout(cpu.init_state(1))
 
-    def make(capacity: int, mirror: bool) -> Stepper:
-        return TorchStepper(weights, layout, capacity, mirror=mirror, precision=precision, graphs=graphs)
+    def make(capacity: int, mirror: bool, ends: Ends) -> Stepper:
+        return TorchStepper(weights, layout, capacity, mirror=mirror, ends=ends, precision=precision, graphs=graphs)
 
     return _opened("torch-cuda", cpu, make, precision)
 
 
-def _opened(name: str, cpu: Engine, make: Callable[[int, bool], Stepper], precision: Precision) -> GpuEngine:
-    """The engine, once half a second of two streams came out as on the CPU."""
+def _opened(name: str, cpu: Engine, make: Callable[[int, bool, Ends], Stepper], precision: Precision) -> GpuEngine:
+    """The engine, once half a second of two streams came out as on the CPU, with the STFT on the host and in the graph. Where only the graph's
+    is wrong or cannot be had (no compiler for the kernels, say), it stays on the host."""
     try:
         engine = GpuEngine(name, cpu, make)
-        slots = engine.slots(2)
-        found = compare(slots, cpu, noise(2, 25))
-        slots.close()
+        wrong = _wrong(HostPcmSlots(engine.slots(2), 2), cpu, precision)
     except DeviceLost as e:
         raise EngineError(f"the GPU fails at the first step: {e}") from None
     if engine.lost:
         raise EngineError(f"the GPU fails at the first step: {engine.lost}")
-    if not found.good(precision):
-        raise EngineError(f"the GPU gives wrong numbers: {found.snr_db:.1f} dB from the CPU's, largest error {found.max_error:.1e}")
+    if wrong:
+        raise EngineError(f"the GPU gives {wrong}")
+    try:
+        wrong = _wrong(engine.pcm_slots(2), cpu, precision)
+    except (EngineError, DeviceLost) as e:
+        wrong = str(e)
+    if engine.lost:
+        raise EngineError(f"the GPU fails at the first step: {engine.lost}")
+    if wrong:
+        engine.host_stft = wrong
+        engine.why.append(f"{name}: the STFT stays on the host ({wrong})")
     return engine
+
+
+def _wrong(slots: PcmSlots, cpu: Engine, precision: Precision) -> str:
+    """What is wrong with slots that hold two streams, or nothing."""
+    found = compare_pcm(slots, cpu, noise_pcm(2, 25))
+    slots.close()
+    return "" if found.good(precision) else f"wrong numbers: {found.snr_db:.1f} dB from the CPU's, largest error {found.max_error:.1e}"
 
 
 def open_named(name: str, weights: Path, threads: int = 1) -> Engine:

@@ -15,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import F32, Engine, EngineError, State, copy_state
+from ..pcm_slots import HostPcmSlots, PcmSlots
 from ..slots import HostSlots, Slots
 from .device import DeviceLost
-from .slots import MIRRORED, DeviceSlots
+from .ends import PCM, SPECTRA, Ends
+from .pcm_slots import DevicePcmSlots
+from .resident import MIRRORED
+from .slots import DeviceSlots
 from .stepper import Stepper
 
 STREAMS = 64  # rows that streams with host state share; who finds none is stepped on the CPU
@@ -30,13 +34,15 @@ class Held(dict[str, NDArray[Any]]):
 
 
 class GpuEngine:
-    """make(slots, mirror): a stepper for so many. Thread-safe: streams of several threads take turns.
+    """make(slots, mirror, ends): a stepper for so many. Thread-safe: streams of several threads take turns.
 
-    name, how: what steps now; `why`: what was tried before, and what went wrong since, a line each.
+    name, how: what steps now; `why`: what was tried before, and what went wrong since, a line each; host_stft: why the STFT of `pcm_slots` stays
+    on the host, if it does.
     """
 
-    def __init__(self, name: str, cpu: Engine, make: Callable[[int, bool], Stepper]) -> None:
+    def __init__(self, name: str, cpu: Engine, make: Callable[[int, bool, Ends], Stepper]) -> None:
         self._name, self._cpu, self._make = name, cpu, make
+        self.host_stft = ""
         self.weights = cpu.weights
         self.why: list[str] = []
         self.lost = ""
@@ -51,7 +57,9 @@ class GpuEngine:
 
     @property
     def how(self) -> str:
-        return f"onnxruntime, CPU ({self._name} was lost)" if self.lost else self._streams.how
+        if self.lost:
+            return f"onnxruntime, CPU ({self._name} was lost)"
+        return self._streams.how + (", STFT on the host" if self.host_stft else "")
 
     def _fell(self, why: str) -> None:
         if not self.lost:
@@ -62,9 +70,18 @@ class GpuEngine:
         """Resident slots; on the CPU once the device is lost."""
         return HostSlots(self._cpu, capacity) if self.lost else self._on_device(capacity)
 
+    def pcm_slots(self, capacity: int) -> PcmSlots:
+        """Resident slots with samples at both ends, STFT and all on the device."""
+        if self.lost or self.host_stft:
+            return HostPcmSlots(self.slots(capacity), capacity)
+        return DevicePcmSlots(self._stepper(capacity, PCM), self._cpu, capacity, self._fell)
+
     def _on_device(self, capacity: int) -> DeviceSlots:
+        return DeviceSlots(self._stepper(capacity, SPECTRA), self._cpu, capacity, self._fell)
+
+    def _stepper(self, capacity: int, ends: Ends) -> Stepper:
         try:
-            return DeviceSlots(self._make(capacity, capacity <= MIRRORED), self._cpu, capacity, self._fell)
+            return self._make(capacity, capacity <= MIRRORED, ends)
         except DeviceLost as e:
             raise EngineError(f"{self._name} cannot hold {capacity} streams: {e}") from None
 

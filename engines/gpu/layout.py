@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine import State
+from ..engine import PINNED, State
 
 MOVING, FIXED = "moving", "fixed"
 RINGS = ("trunk.k", "trunk.v")
@@ -28,17 +28,17 @@ class Part:
 
 
 class Layout:
-    """first: the state of a fresh slot, [1, ...] each. ValueError unless it is all zeros but for the prefix: that is how the step resets it."""
+    """first: the state of a fresh slot, [1, ...] each. ValueError unless it is all zeros but for what is pinned: that is how the step resets it."""
 
     def __init__(self, first: State) -> None:
         for name, value in first.items():
-            if value.any() and not name.startswith("trunk.prefix"):
+            if value.any() and name not in PINNED:
                 raise ValueError(f"the state {name} does not begin at zero")
         self.first = first
         self.packs: dict[str, dict[str, Part]] = {MOVING: {}, FIXED: {}}
         for name, value in first.items():
             if name not in (*RINGS, POS):
-                pack = self.packs[FIXED if name.startswith("trunk.prefix") else MOVING]
+                pack = self.packs[FIXED if name in PINNED else MOVING]
                 at = sum(p.words for p in pack.values())
                 pack[name] = Part(at, int(np.prod(value.shape[1:])), value.shape[1:])
 

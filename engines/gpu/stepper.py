@@ -1,6 +1,8 @@
 """The captured step: one graph a batch size, from pinned memory to pinned memory, state staying on the device.
 
-    copy in (active, reset, x) ─► engine ─► state write-back ─► attention rows into their rings ─► copy out (y and, for a mirror, what is new)
+    copy in (masks, samples) ─► STFT ─► engine ─► state write-back ─► attention rows into their rings ─► inverse STFT ─► copy out
+
+With spectra at both ends instead of samples, the STFT stays on the host (`ends`). With a mirror, what is new of the state is copied out too.
 
 State arrays are allocated once for the largest bucket; a bucket works on their first rows in place, so growing from one bucket to the next
 moves nothing. Two pinned blocks a bucket take turns: one is filled or read while the other is in flight; each has its own graph and its own
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,18 +22,14 @@ from numpy.typing import NDArray
 
 from voicewire.kernels import KV_RING_WRITE
 
-from ..config import HOPS_PER_FRAME
-from ..engine import F32, State
-from ..stft import BINS
+from ..engine import State
 from .device import Array, CaptureFailed, Device, Graph, Mark
+from .ends import SPECTRA, Block, Ends, Fields, Views
 from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 
-ALIGN = 256  # bytes; what TensorRT asks of addresses
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 WARM_UPS = 3
 COPIED, COPIES = 256 * 2**20, 10  # bytes and copies of a measurement of bandwidth: beyond any cache
-SPECTRUM = (HOPS_PER_FRAME, BINS - 1, 2)
-Outputs = dict[str, NDArray[Any]]
 
 
 def bucket_for(slots: int) -> int:
@@ -44,11 +42,11 @@ def bucket_for(slots: int) -> int:
 
 @dataclass
 class Stage:
-    """One pinned block, to be filled by who steps. active, reset: [bucket]; x: [bucket, 2, 480, 2]."""
+    """One pinned block, to be filled by who steps. active, reset: [bucket]; given: what else the ends take, [bucket, ...] each."""
 
     active: NDArray[np.bool_]
     reset: NDArray[np.bool_]
-    x: F32
+    given: Views
 
     def clear(self) -> None:
         self.active[...] = self.reset[...] = False
@@ -56,6 +54,10 @@ class Stage:
 
 class Stepper(Protocol):
     """Steps the first rows of the state it holds on a device."""
+
+    @property
+    def ends(self) -> Ends:
+        """What goes in and comes out."""
 
     @property
     def how(self) -> str:
@@ -76,11 +78,11 @@ class Stepper(Protocol):
 
     def launch(self, stage: Any) -> None: ...
 
-    def wait(self, stage: Any) -> Outputs:
-        """`y` and, with a mirror, `moving.new`, `trunk.k.row`, `trunk.v.row`, [bucket, ...] each; good until the stage after next."""
+    def wait(self, stage: Any) -> Views:
+        """What the ends make and, with a mirror, what is new of the state, [bucket, ...] each; good until the stage after next."""
 
     def write(self, row: int, state: State) -> None:
-        """Set a row of the state, [1, ...] each; all of it, or the pinned prefix alone."""
+        """Set a row of the state, [1, ...] each; all of it, with what the ends carry, or the pinned prefix alone."""
 
     def read(self, row: int) -> State:
         """A copy of a row of the state, [1, ...] each."""
@@ -88,27 +90,20 @@ class Stepper(Protocol):
     def close(self) -> None: ...
 
 
-class Block:
-    """Tensors that lie together, so that one copy moves them: name → ([bucket, *shape], type)."""
+def new_fields(layout: Layout, ends: Ends) -> Fields:
+    """What a step brings of the state, for the host's mirror."""
+    rows = {f"{n}.row": ((layout.arrays[n][0][0], *layout.arrays[n][0][2:]), np.float32) for n in RINGS}
+    new = {f"{n}.new": layout.arrays[n] for n in (MOVING, POS)}
+    return {**new, **rows, AT: ((), np.int32), **{f"{n}.new": kind for n, kind in ends.carried.items()}}
 
-    def __init__(self, fields: dict[str, tuple[tuple[int, ...], Any]], bucket: int) -> None:
-        self.fields, self.offsets, self.size = {n: ((bucket, *s), np.dtype(t)) for n, (s, t) in fields.items()}, {}, 0
-        for name, (shape, dtype) in self.fields.items():
-            self.offsets[name] = self.size
-            self.size += -(-int(np.prod(shape)) * dtype.itemsize // ALIGN) * ALIGN
 
-    def on(self, memory: Array) -> dict[str, Array]:
-        """Where the tensors are on the device."""
-        return {n: Array(memory.address + self.offsets[n], shape, dtype) for n, (shape, dtype) in self.fields.items()}
-
-    def views(self, memory: NDArray[np.uint8]) -> Outputs:
-        """The tensors in host memory."""
-        return {n: np.frombuffer(memory, dtype, int(np.prod(shape)), self.offsets[n]).reshape(shape) for n, (shape, dtype) in self.fields.items()}
+def _on_device(block: Block, memory: Array) -> dict[str, Array]:
+    return {n: Array(memory.address + block.offsets[n], shape, dtype) for n, (shape, dtype) in block.fields.items()}
 
 
 @dataclass
 class CapturedStage(Stage):
-    out: Outputs
+    out: Views
     work: Callable[[], None]
     graph: Graph | None = None
     mark: Mark | None = None
@@ -118,14 +113,16 @@ class CapturedStepper:
     """plan(bucket): the engine of a batch size; mirror: what is new of the state is copied out too; graphs: whether to capture."""
 
     def __init__(
-        self, device: Device, plan: Callable[[int], bytes], layout: Layout, capacity: int, *, mirror: bool, kind: str = "tensorrt", graphs: bool = True
-    ) -> None:
+        self, device: Device, plan: Callable[[int], bytes], layout: Layout, capacity: int, *, mirror: bool, ends: Ends = SPECTRA,
+        kind: str = "tensorrt", graphs: bool = True,
+    ) -> None:  # fmt: skip
         self._device, self._plan, self._mirror, self._kind = device, plan, mirror, kind
         self._graphs = graphs
         self.why = ""  # why a graph could not be
         most = bucket_for(capacity)
-        self.layout = layout
-        self._state = {n: device.alloc((most, *shape), dtype) for n, (shape, dtype) in self.layout.arrays.items()}
+        self.layout, self.ends = layout, ends
+        self._state = {n: device.alloc((most, *shape), dtype) for n, (shape, dtype) in {**layout.arrays, **ends.carried}.items()}
+        self._scratch = {n: device.alloc((most, *shape), dtype) for n, (shape, dtype) in ends.scratch.items()}
         self._in = device.alloc((Block(self._inputs(), most).size,), np.uint8)
         self._out = device.alloc((Block(self._outputs(), most).size,), np.uint8)
         self._luggage = device.pinned(max(a.row(0).bytes for a in self._state.values()))
@@ -143,14 +140,12 @@ class CapturedStepper:
     def nodes(self) -> dict[int, int]:
         return {bucket: stages[0].graph.nodes for bucket, stages in self._stages.items() if stages[0].graph}
 
-    def _inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        return {"active": ((), np.bool_), "reset": ((), np.bool_), "x": (SPECTRUM, np.float32)}
+    def _inputs(self) -> Fields:
+        return {"active": ((), np.bool_), "reset": ((), np.bool_), **self.ends.given}
 
-    def _outputs(self, everything: bool = True) -> dict[str, tuple[tuple[int, ...], Any]]:
-        arrays = self.layout.arrays
-        rows = {f"{n}.row": ((arrays[n][0][0], *arrays[n][0][2:]), np.float32) for n in RINGS}
-        new = {f"{n}.new": arrays[n] for n in (MOVING, POS)}
-        return {"y": (SPECTRUM, np.float32), **({**new, **rows, AT: ((), np.int32)} if everything else {})}
+    def _outputs(self, everything: bool = True) -> Fields:
+        """What is copied out comes first."""
+        return {**self.ends.made, **(new_fields(self.layout, self.ends) if everything else {})}
 
     # -- getting ready -------------------------------------------------------------------------------------------------
     def prepare(self, slots: int) -> None:
@@ -173,27 +168,32 @@ class CapturedStepper:
     def _make(self, bucket: int, plan: bytes) -> CapturedStage:
         d, program = self._device, self._device.load(plan)
         given, made, copied = Block(self._inputs(), bucket), Block(self._outputs(), bucket), Block(self._outputs(self._mirror), bucket)
-        pinned_in, pinned_out = d.pinned(given.size), d.pinned(copied.size)  # what is copied out is the front of what is made
-        inputs, outputs = given.on(self._in), made.on(self._out)
+        pinned_in, pinned_out = d.pinned(given.size), d.pinned(copied.size)
+        inputs, outputs = _on_device(given, self._in), _on_device(made, self._out)
         state = {n: a.first(bucket) for n, a in self._state.items()}
-        for name, array in {**inputs, **state, **outputs}.items():
-            program.bind(name, array.address)
+        of = {**inputs, **state, **{n: a.first(bucket) for n, a in self._scratch.items()}, **outputs}
+        carried = list(self.ends.carried)
+        for name in ("x", "active", "reset", *self.layout.arrays, "y", *(n for n in new_fields(self.layout, SPECTRA))):
+            program.bind(name, of[name].address)
         layers, window, *rest = state[RINGS[0]].shape[1:]
         row_words = int(np.prod(rest))
         rings, rows = [state[n] for n in RINGS], [outputs[f"{n}.row"] for n in RINGS]
-        reset = replace(inputs["reset"], dtype=np.dtype(np.uint8))
 
         def work() -> None:
             d.copy(self._in.address, pinned_in.ctypes.data, given.size)
+            self.ends.before(d.call, bucket, of)
             program.enqueue()
             for name in (MOVING, POS):
                 d.copy(state[name].address, outputs[f"{name}.new"].address, state[name].bytes)
             sizes = {"slots": bucket, "layers": layers, "row_words": row_words}
-            d.call(KV_RING_WRITE, sizes, *rings, *rows, outputs[AT], reset, layers, window, row_words)
+            d.call(KV_RING_WRITE, sizes, *rings, *rows, outputs[AT], inputs["reset"], layers, window, row_words)
+            self.ends.after(d.call, bucket, of)
+            for name in carried if self._mirror else ():
+                d.copy(outputs[f"{name}.new"].address, state[name].address, state[name].bytes)
             d.copy(pinned_out.ctypes.data, self._out.address, copied.size)
 
         views = given.views(pinned_in)
-        return CapturedStage(views["active"], views["reset"], views["x"], copied.views(pinned_out), work)
+        return CapturedStage(views["active"], views["reset"], views, copied.views(pinned_out), work)
 
     # -- stepping ------------------------------------------------------------------------------------------------------
     def stage(self, slots: int) -> CapturedStage:
@@ -210,14 +210,14 @@ class CapturedStepper:
             stage.work()
         stage.mark = self._device.mark()
 
-    def wait(self, stage: CapturedStage) -> Outputs:
+    def wait(self, stage: CapturedStage) -> Views:
         assert stage.mark is not None
         self._device.wait(stage.mark)
         return stage.out
 
     # -- rows in and out, between steps --------------------------------------------------------------------------------
     def write(self, row: int, state: State) -> None:
-        for name, value in self.layout.pack(state).items():
+        for name, value in {**self.layout.pack(state), **{n: state[n] for n in self.ends.carried if n in state}}.items():
             to = self._state[name].row(row)
             self._luggage[: to.bytes] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
             self._device.copy(to.address, self._luggage.ctypes.data, to.bytes)
@@ -230,7 +230,7 @@ class CapturedStepper:
             self._device.copy(self._luggage.ctypes.data, source.address, source.bytes)
             self._device.wait(self._device.mark())
             arrays[name] = self._luggage[: source.bytes].copy().view(source.dtype).reshape(source.shape)
-        return self.layout.unpack(arrays)
+        return {**self.layout.unpack(arrays), **{n: arrays[n] for n in self.ends.carried}}
 
     def bandwidth(self) -> float:
         memory = self._device.alloc((2 * COPIED,), np.uint8)

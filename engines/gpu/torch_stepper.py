@@ -1,7 +1,8 @@
 """The captured step without TensorRT: PyTorch's own kernels in one `torch.cuda.CUDAGraph` a batch size. Needs torch (extra `[train]`).
 
-The same `Stepper` as `stepper.CapturedStepper`: masks, state in place, pinned blocks that take turns, capture while nobody is active. On a CPU
-(device="cpu") it runs the same code without graph, for tests.
+The same `Stepper` as `stepper.CapturedStepper`: masks, state in place, pinned blocks that take turns, capture while nobody is active. The kernels
+of the ends are ours, launched through cuda-python into PyTorch's stream, so that they are captured with the rest. On a CPU (device="cpu") it
+runs the same code without graph and with the kernels' twins, for tests.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voicewire.kernels import Kernel, KernelError, launch
+
 from ..engine import EngineError, State
 from ..export import load_weights
 from .device import CaptureFailed, DeviceLost
+from .ends import SPECTRA, Block, Ends, Views
 from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 from .lower import LARGEST, Precision
-from .stepper import COPIED, COPIES, SPECTRUM, WARM_UPS, Outputs, Stage, bucket_for
+from .stepper import COPIED, COPIES, WARM_UPS, Stage, bucket_for, new_fields
 
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
 class TorchStage(Stage):
-    out: Outputs
+    out: Views
     work: Callable[[], None]
     graph: torch.cuda.CUDAGraph | None = None
     mark: torch.cuda.Event | None = None
@@ -39,18 +43,23 @@ class TorchStepper:
     """folder: weights. EngineError when the GPU has no room, DeviceLost when it fails."""
 
     def __init__(
-        self, folder: Path, layout: Layout, capacity: int, *, mirror: bool, precision: Precision = "fp32", device: str = "cuda", graphs: bool = True
-    ) -> None:
+        self, folder: Path, layout: Layout, capacity: int, *, mirror: bool, ends: Ends = SPECTRA, precision: Precision = "fp32",
+        device: str = "cuda", graphs: bool = True,
+    ) -> None:  # fmt: skip
         self._device, self._mirror, self._precision = torch.device(device), mirror, precision
         self._cuda = self._device.type == "cuda"
         self._graphs = self._cuda and graphs
         self.why = ""  # why a graph could not be
-        self.layout = layout
+        self.layout, self.ends = layout, ends
+        self._functions: dict[str, launch.Function] = {}
         self._model = load_weights(folder).to(self._device)
         most = bucket_for(capacity)
-        empty = {n: torch.from_numpy(np.zeros((most, *shape), dtype)) for n, (shape, dtype) in layout.arrays.items()}
+        made = {**ends.made, **(new_fields(layout, ends) if mirror else {})}
         with self._guard():
-            self._state = {n: t.to(self._device) for n, t in empty.items()}
+            self._state, self._scratch, self._made = (
+                {n: torch.from_numpy(np.zeros((most, *shape), dtype)).to(self._device) for n, (shape, dtype) in fields.items()}
+                for fields in ({**layout.arrays, **ends.carried}, ends.scratch, made)
+            )
         self._stream = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._stages: dict[int, list[TorchStage]] = {}
         self._turn = 0
@@ -93,23 +102,50 @@ class TorchStepper:
         return graph
 
     def _make(self, bucket: int) -> TorchStage:
-        def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, pin_memory=self._cuda)
+        def pinned(size: int) -> Tensor:
+            return torch.zeros(size, dtype=torch.uint8, pin_memory=self._cuda)
 
-        flags, x = pinned((2, bucket), torch.bool), pinned((bucket, *SPECTRUM), torch.float32)
-        fetched: dict[str, Tensor] = {}
+        block = Block({"active": ((), np.bool_), "reset": ((), np.bool_), **self.ends.given}, bucket)
+        filled, kinds = pinned(block.size), {n: torch.from_numpy(np.zeros(0, dtype)).dtype for n, (_, dtype) in block.fields.items()}
+        scratch = {n: t[:bucket] for n, t in self._scratch.items()}
+        state, made = ({n: t[:bucket] for n, t in tensors.items()} for tensors in (self._state, self._made))
+        fetched = {n: pinned(t.nbytes).view(t.dtype).view(t.shape) for n, t in made.items()}
 
         def work() -> None:
-            on, off = flags.to(self._device, non_blocking=True).unbind(0)
-            new = self._step(on, off, x.to(self._device, non_blocking=True))
-            for name in new if self._mirror else ("y",):
-                if name not in fetched:  # the first warm-up, never the capture
-                    fetched[name] = pinned(tuple(new[name].shape), new[name].dtype)
-                fetched[name].copy_(new[name], non_blocking=True)
+            there = filled.to(self._device, non_blocking=True)
+            of = {**scratch, **state, **made}
+            for name, (shape, dtype) in block.fields.items():
+                at = block.offsets[name]
+                of[name] = there[at : at + int(np.prod(shape)) * dtype.itemsize].view(kinds[name]).view(shape)
+            self.ends.before(self._call, bucket, of)
+            new = self._step(of["active"], of["reset"], of["x"])
+            of["y"].copy_(new.pop("y"))
+            self.ends.after(self._call, bucket, of)
+            new |= {f"{n}.new": state[n] for n in self.ends.carried}
+            for name in new if self._mirror else ():
+                made[name].copy_(new[name])
+            for name, tensor in fetched.items():
+                tensor.copy_(made[name], non_blocking=True)
 
-        work()
-        self._settle()
-        return TorchStage(flags[0].numpy(), flags[1].numpy(), x.numpy(), {n: t.numpy() for n, t in fetched.items()}, work)
+        views = block.views(filled.numpy())
+        return TorchStage(views["active"], views["reset"], views, {n: t.numpy() for n, t in fetched.items()}, work)
+
+    def _call(self, kernel: Kernel, sizes: dict[str, int], *arguments: Tensor | int) -> None:
+        """One launch of a kernel of ours in PyTorch's stream."""
+        if not self._cuda:
+            kernel.twin(*(a.numpy() if isinstance(a, Tensor) else a for a in arguments))
+            return
+        try:
+            if kernel.entry not in self._functions:  # the first warm-up, never the capture
+                major, minor = torch.cuda.get_device_capability(self._device)
+                self._functions[kernel.entry] = launch.load(kernel, f"sm_{major}{minor}")
+        except KernelError as e:
+            raise EngineError(str(e)) from None
+        packed = launch.pack(kernel, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+        try:
+            launch.enqueue(self._functions[kernel.entry], kernel.geometry(**sizes), packed, torch.cuda.current_stream(self._device).cuda_stream)
+        except KernelError as e:
+            raise DeviceLost(str(e)) from None
 
     @torch.no_grad()
     def _step(self, active: Tensor, reset: Tensor, x: Tensor) -> dict[str, Tensor]:
@@ -162,7 +198,7 @@ class TorchStepper:
                 stage.mark = stage.mark or torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # sleeps, other threads run
                 stage.mark.record(self._stream)
 
-    def wait(self, stage: TorchStage) -> Outputs:
+    def wait(self, stage: TorchStage) -> Views:
         with self._guard():
             if stage.mark is not None:
                 stage.mark.synchronize()
@@ -171,13 +207,14 @@ class TorchStepper:
     # -- rows in and out, between steps --------------------------------------------------------------------------------
     def write(self, row: int, state: State) -> None:
         with self._guard(), self._here():
-            for name, value in self.layout.pack(state).items():
+            for name, value in {**self.layout.pack(state), **{n: state[n] for n in self.ends.carried if n in state}}.items():
                 self._state[name][row : row + 1].copy_(torch.from_numpy(value[:1].copy()))
             self._settle()
 
     def read(self, row: int) -> State:
         with self._guard(), self._here():
-            return self.layout.unpack({n: t[row : row + 1].cpu().numpy().copy() for n, t in self._state.items()})
+            arrays = {n: t[row : row + 1].cpu().numpy().copy() for n, t in self._state.items()}
+        return {**self.layout.unpack(arrays), **{n: arrays[n] for n in self.ends.carried}}
 
     @property
     def nodes(self) -> dict[int, int]:
@@ -199,7 +236,8 @@ class TorchStepper:
 
     def close(self) -> None:
         self._stages.clear()
-        self._state.clear()
+        for tensors in (self._state, self._scratch, self._made):
+            tensors.clear()
 
 
 class _Guard(AbstractContextManager[None]):

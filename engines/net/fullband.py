@@ -79,12 +79,12 @@ class FullBand(Causal):
         self.core = Model(cfg)
         self.high = HighBands(cfg)
 
-    def init_state(self, batch: int, task: str = "restore") -> State:
-        return {**self.core.init_state(batch, task), **scoped("high", self.high.time.init_state(batch))}
+    def init_state(self, batch: int, task: str = "restore", voice: Tensor | None = None) -> State:
+        return {**self.core.init_state(batch, task, voice), **scoped("high", self.high.time.init_state(batch))}
 
-    def forward(self, x: Tensor, task: str = "restore") -> Tensor:
+    def forward(self, x: Tensor, task: str = "restore", voice: Tensor | None = None) -> Tensor:
         low, top = x[:, :, :CORE_BINS], x[:, :, CORE_BINS:]
-        y, h, level = self.core.forward_features(low, task)
+        y, h, level = self.core.forward_features(low, task, voice)
         z = self.high.time(self.high.features(top, low, y, h, level))
         return torch.cat([y, self.high.apply_gains(z, top, low, y, level)], 2)
 
@@ -98,4 +98,4 @@ class FullBand(Causal):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, new, k, v = self.step_rows(x, state)
         trunk = scoped("trunk", write_rows(within("trunk", state), k, v))
-        return y, {key: {**trunk, **new}[key] for key in state}
+        return y, {key: {**state, **trunk, **new}[key] for key in state}

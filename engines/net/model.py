@@ -21,6 +21,7 @@ from .causal import Causal, State, scoped, within
 from .level import Level
 from .scan import GatedRecurrence
 from .trunk import Trunk, write_rows
+from .voice import Turn, VoiceEncoder
 
 POWER = 0.3  # compression of magnitudes
 
@@ -65,6 +66,8 @@ class Model(Causal):
         nn.init.normal_(self.from_trunk.weight, std=0.01)
         nn.init.zeros_(self.from_trunk.bias)
         self.trunk = Trunk(cfg)
+        self.voice = VoiceEncoder(cfg) if cfg.voice_dim else None
+        self.turn = Turn(cfg.voice_dim, cfg.blocks, cfg.bands, w) if cfg.voice_dim else None
         self.narrow, self.up = nn.Linear(w, c), nn.Linear(cfg.bands, fine, bias=False)
         self.merge = nn.ModuleList(FreqConv(2 * c, c, 1) for _ in range(cfg.conv_blocks + 1))
         self.dec = nn.ModuleList(FreqConv(c, c) for _ in range(cfg.conv_blocks))
@@ -75,12 +78,16 @@ class Model(Causal):
             self.tail.bias.zero_()
             self.tail.bias[0::4] = 1.0
 
-    def init_state(self, batch: int, task: str = "restore") -> State:
+    def init_state(self, batch: int, task: str = "restore", voice: Tensor | None = None) -> State:
+        """voice: [B, voice_dim] of the talker that the task is about"""
         state = {
             **scoped("level", self.level.init_state(batch)),
             "past": torch.zeros(batch, HOPS_PER_FRAME * 3, CORE_BINS),
-            **scoped("trunk", self.trunk.init_state(batch, task)),
+            **scoped("trunk", self.trunk.init_state(batch, task, voice)),
         }
+        if self.turn is not None:
+            with torch.no_grad():
+                state["gain"], state["offset"] = self.turn.none(batch) if voice is None else self.turn(voice)
         for i in range(len(self.time)):
             state.update(scoped(f"time{i}", self._time(i).init_state(batch)))
         return state
@@ -116,6 +123,13 @@ class Model(Causal):
         y: Tensor = z + self.from_trunk(h).view(z.shape)
         return y
 
+    def _block(self, i: int, z: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+        """What follows the i-th recurrence: the turn towards a voice, and the mixing of bands."""
+        if turn is not None:
+            z = z * (1 + turn[0][:, None, i]) + turn[1][:, None, i, None]
+        y: Tensor = self.mix[i](z)
+        return y
+
     def _synthesise(self, z: Tensor, skips: list[Tensor], x: Tensor, level: Tensor) -> Tensor:
         b, t = z.shape[:2]
         d = self.up(self.narrow(z.flatten(0, 1)).transpose(1, 2))
@@ -127,22 +141,23 @@ class Model(Causal):
         o = o.reshape(b, t * HOPS_PER_FRAME, CORE_BINS, 2, 2)
         return complex_mul(o[..., 0, :], x) + expand(o[..., 1, :]) * level[..., None, None]
 
-    def forward_features(self, x: Tensor, task: str = "restore") -> tuple[Tensor, Tensor, Tensor]:
+    def forward_features(self, x: Tensor, task: str = "restore", voice: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             level = self.level(x.square().sum(-1).mean(-1))
         f = self._features(x, level)
         past = torch.cat([torch.zeros_like(f[:, :1]), f[:, :-1]], 1)
         z, skips = self._analyse(torch.cat([past, f], 2))
+        turn = None if voice is None or self.turn is None else self.turn(voice)
         for i in range(self.first_blocks):
-            z = self.mix[i](self.time[i](z))
-        h = self.trunk(self._condition(z), task)
+            z = self._block(i, self.time[i](z), turn)
+        h = self.trunk(self._condition(z), task, voice)
         z = self._inject(z, h)
         for i in range(self.first_blocks, len(self.time)):
-            z = self.mix[i](self.time[i](z))
+            z = self._block(i, self.time[i](z), turn)
         return self._synthesise(z, skips, x, level), h, level
 
-    def forward(self, x: Tensor, task: str = "restore") -> Tensor:
-        return self.forward_features(x, task)[0]
+    def forward(self, x: Tensor, task: str = "restore", voice: Tensor | None = None) -> Tensor:
+        return self.forward_features(x, task, voice)[0]
 
     def step_rows(self, x: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor, State, Tensor, Tensor]:
         """One frame with the attention rings read only: (y, h, level, new small states, new k rows, new v rows)."""
@@ -151,11 +166,12 @@ class Model(Causal):
         new = {**scoped("level", level_state), "past": f[:, 0]}
         z, skips = self._analyse(torch.cat([state["past"][:, None], f], 2))
 
+        turn = None if self.turn is None else (state["gain"], state["offset"])
+
         def block(i: int, z: Tensor) -> Tensor:
             z, s = self._time(i).step(z, within(f"time{i}", state))
             new.update(scoped(f"time{i}", s))
-            y: Tensor = self.mix[i](z)
-            return y
+            return self._block(i, z, turn)
 
         for i in range(self.first_blocks):
             z = block(i, z)
@@ -168,4 +184,4 @@ class Model(Causal):
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, _, _, new, k, v = self.step_rows(x, state)
         trunk = scoped("trunk", write_rows(within("trunk", state), k, v))
-        return y, {key: {**trunk, **new}[key] for key in state}
+        return y, {key: {**state, **trunk, **new}[key] for key in state}

@@ -1,7 +1,7 @@
 """The LM's trunk: a decoder-only transformer over 20 ms frames with a sliding window and a pinned prefix.
 
 Causal, window of `window` frames, ALiBi distances (Press et al. 2022: no position table, so a stream may run for ever),
-and `prefix` keys that stay in view: the task token now, voiceprint and text later (DESIGN §3). Attention sinks for free
+and `prefix` keys that stay in view: the task token, and a voice where one is enrolled (DESIGN §3). Attention sinks for free
 (Xiao et al. 2024).
 """
 
@@ -51,6 +51,7 @@ class Trunk(Causal):
         self.layers = nn.ModuleList(Layer(cfg.trunk_dim) for _ in range(cfg.trunk_layers))
         self.norm = nn.RMSNorm(cfg.trunk_dim, eps=1e-6)
         self.task = nn.Parameter(torch.randn(len(TASKS), cfg.trunk_dim) * 0.5)
+        self.voice = nn.Linear(cfg.voice_dim, cfg.trunk_dim, bias=False) if cfg.voice_dim else None
         slopes = 2.0 ** -torch.linspace(1, 8, self.heads)
         self.register_buffer("slopes", slopes, persistent=False)
         self.slopes: Tensor
@@ -61,41 +62,54 @@ class Trunk(Causal):
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, self.dim // self.heads)
 
-    def _prefix_rows(self, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """rows: [B, P, dim] → per layer (k, v) of the prefix and the row's next value; prefix rows attend to each other."""
-        out = []
+    def _pinned(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """row: [B, dim] → its keys and values in every layer, [B, layers, heads, dim/heads]. It sees itself only."""
+        ks, vs = [], []
         for layer in self._layers():
-            q, k, v = (self._split(r) for r in parts(layer.qkv(layer.norm1(rows)), 3))
-            a = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-            out.append((k, v, rows))
-            rows = layer.mlp(rows + layer.proj(a.transpose(1, 2).flatten(-2)))
-        return out
+            _, k, v = parts(layer.qkv(layer.norm1(row)), 3)
+            ks.append(self._split(k))
+            vs.append(self._split(v))
+            row = layer.mlp(row + layer.proj(v))
+        return torch.stack(ks, 1), torch.stack(vs, 1)
 
-    def init_state(self, batch: int, task: str = "restore") -> State:
+    def voice_row(self, voice: Tensor) -> tuple[Tensor, Tensor]:
+        """voice: [B, voice_dim] → its pinned keys and values, [B, layers, heads, dim/heads]; the same for every task"""
+        assert self.voice is not None
+        return self._pinned(self.voice(voice))
+
+    def _prefix(self, task: str, voice: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        """[B, layers, 1 or 2, heads, dim/heads] each"""
+        rows = [self._pinned(self.task[TASKS.index(task)][None].expand(batch, -1))]
+        if voice is not None:
+            rows.append(self.voice_row(voice))
+        k, v = (torch.stack(r, 2) for r in zip(*rows, strict=True))
+        return k, v
+
+    def init_state(self, batch: int, task: str = "restore", voice: Tensor | None = None) -> State:
+        """voice: [B, voice_dim]"""
         shape = (batch, len(self.layers), self.window, self.heads, self.dim // self.heads)
         prefix = torch.zeros(batch, len(self.layers), self.slots, self.heads, self.dim // self.heads)
-        prefix_k, prefix_v = prefix, prefix.clone()
+        prefix_k, prefix_v, on = prefix, prefix.clone(), torch.zeros(batch, self.slots)
         with torch.no_grad():
-            for i, (k, v, _) in enumerate(self._prefix_rows(self.task[TASKS.index(task)][None, None])):
-                prefix_k[:, i, :1], prefix_v[:, i, :1] = k, v
-        on = torch.zeros(batch, self.slots)
-        on[:, 0] = 1
+            k, v = self._prefix(task, voice, batch)
+            n = k.shape[2]
+            prefix_k[:, :, :n], prefix_v[:, :, :n], on[:, :n] = k, v, 1
         return {
             "k": torch.zeros(shape), "v": torch.zeros(shape), "prefix_k": prefix_k, "prefix_v": prefix_v,
             "prefix_on": on, "pos": torch.zeros(batch, dtype=torch.int64),
         }  # fmt: skip
 
-    def forward(self, x: Tensor, task: str = "restore") -> Tensor:
+    def forward(self, x: Tensor, task: str = "restore", voice: Tensor | None = None) -> Tensor:
         b, t, _ = x.shape
-        rows = self.task[TASKS.index(task)][None, None].expand(b, 1, -1)
-        i = torch.arange(t, device=x.device)
-        age = i[:, None] - i[None]
+        at = torch.arange(t, device=x.device)
+        age = at[:, None] - at[None]
         bias = -age.to(x.dtype) * self.slopes[:, None, None]
         bias = bias.masked_fill((age < 0) | (age >= self.window + 1), NEVER)  # the ring's `window` rows and the frame itself
-        bias = torch.cat([bias.new_zeros(self.heads, t, 1), bias], -1)[None]
-        for layer, (pk, pv, _) in zip(self._layers(), self._prefix_rows(rows), strict=True):
+        prefix_k, prefix_v = self._prefix(task, voice, b)
+        bias = torch.cat([bias.new_zeros(self.heads, t, prefix_k.shape[2]), bias], -1)[None]
+        for i, layer in enumerate(self._layers()):
             q, k, v = (self._split(r) for r in parts(layer.qkv(layer.norm1(x)), 3))
-            k, v = torch.cat([pk, k], 1), torch.cat([pv, v], 1)
+            k, v = torch.cat([prefix_k[:, i], k], 1), torch.cat([prefix_v[:, i], v], 1)
             a = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias)
             x = layer.mlp(x + layer.proj(a.transpose(1, 2).flatten(-2)))
         y: Tensor = self.norm(x)

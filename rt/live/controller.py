@@ -28,6 +28,7 @@ _HUNG_S = 3.0  # the audio process reports ten times a second
 class LiveSettings:
     """device_in, device_out: names, None for the system's choice; "virtual": the virtual speaker / microphone. strength_db: see `Stream`.
 
+    task: "restore", or "extract" with enroll: a voiceprint file or a recording of the talker.
     period_ms: block length asked of the devices. cushion_ms: audio kept waiting against late steps; grows by itself where that is too little.
     record: folder for before and after. backend: jack, pulse, portaudio or pyaudio (None: the best there is).
     """
@@ -35,6 +36,7 @@ class LiveSettings:
     device_in: str | None = None
     device_out: str | None = None
     task: str = "restore"
+    enroll: str | None = None
     strength_db: float | None = None
     period_ms: float = 10.0
     cushion_ms: float = 10.0
@@ -152,13 +154,20 @@ class Live:
         self._heard_at = time.monotonic() + 5
         self._start(patient=True)
 
-    def set(self, *, bypass: bool | None = None, mute: bool | None = None, **strength: float | None) -> None:
-        """Change while running: bypass, mute, strength_db (None: the usual 26)."""
+    def set(self, *, bypass: bool | None = None, mute: bool | None = None, task: str | None = None, **strength: float | None) -> None:
+        """Change while running: bypass, mute, task, strength_db (None: what is usual for the task)."""
         if set(strength) - {"strength_db"}:
-            raise ValueError(f"there is no {', '.join(strength)}; there are: bypass, mute, strength_db")
-        change = {k: v for k, v in (("bypass", bypass), ("mute", mute)) if v is not None} | strength
+            raise ValueError(f"there is no {', '.join(strength)}; there are: bypass, mute, task, strength_db")
+        if task is not None and task not in self.tasks:
+            raise ValueError(f"the task '{task}' cannot be chosen here; there are: {', '.join(self.tasks)}")
+        change = {k: v for k, v in (("bypass", bypass), ("mute", mute), ("task", task)) if v is not None} | strength
         self._set |= change
         self._send({"set": change})
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What `set` can choose: extract where a talker is enrolled."""
+        return ("restore", "extract") if self.settings.enroll else ("restore",)
 
     def close(self) -> None:
         """Stop; the virtual device goes with it. Idempotent."""

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,7 @@ def measure(seconds: float, settings: LiveSettings, progress: Callable[[str, flo
             bare.callback(virtual.discard, virtual.create(kind, owner))
             bare.callback(backend.open(Wanted(source, name, settings.period_ms / 1e3), lambda *_: _Copy()).close)
             copy = _listen(probe, source, seconds, lambda share: progress("bare copy", share))
-        live_settings = LiveSettings(source, "virtual", settings.task, 0.0, settings.period_ms, settings.cushion_ms, backend=backend.name)
+        live_settings = replace(settings, device_in=source, device_out="virtual", strength_db=0.0, backend=backend.name)
         with Live(live_settings) as live:
             last: dict[str, Any] = {}
             done = threading.Event()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt.realtime import try_realtime
 from voicewire.rt.stream import Stream
 
@@ -62,8 +63,9 @@ class Log:
 class Controls:
     """What the person in front of it can change while it runs; read once a block."""
 
-    def __init__(self, strength_db: float | None) -> None:
-        self.strength_db, self.bypass, self.mute = strength_db, False, False
+    def __init__(self, strength_db: float | None, task: str = "restore", voice: Voiceprint | None = None) -> None:
+        self.strength_db, self.bypass, self.mute, self.task = strength_db, False, False, task
+        self.voice = voice  # of the talker to extract
         self.listeners = -1  # programs that record from the virtual microphone; -1: unknown, so assume there are some
 
 
@@ -187,6 +189,8 @@ class Pipeline:
             y = np.zeros(len(x), np.float32)
             self.meter.add(x, y, None)
             return y
+        if c.task != self.stream.task:
+            self.stream.ask(c.task, c.voice if c.task == "extract" else None)
         self.stream.bypass = c.bypass
         self.stream.strength_db = c.strength_db
         frames, began = self.stream.frames, time.perf_counter()

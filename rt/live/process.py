@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from voicewire.engines.engine import EngineError
+from voicewire.engines.engine import EngineError, open_engine
 from voicewire.rt.realtime import try_realtime
-from voicewire.rt.stream import Stream
+from voicewire.rt.stream import Stream, check_task, check_voice
 
 from . import virtual
 from .backend import Calls, DeviceError, NotThere, Session, Wanted, open_backend
@@ -36,7 +36,13 @@ class AudioProcess:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
-        self.controls = Controls(settings["strength_db"])
+        engine, voice = open_engine(), None
+        if settings["enroll"]:
+            from voicewire.rt import enroll  # reads sound files, which nothing else here does
+
+            voice = enroll.load(Path(settings["enroll"]), engine.weights)
+        check_voice(settings["task"], voice if settings["task"] == "extract" else None, engine)
+        self.engine, self.controls = engine, Controls(settings["strength_db"], check_task(settings["task"]), voice)
         self.log, self.meter = Log(), Meter()
         self.stream: Stream | None = None
         self._wake = threading.Event()
@@ -90,7 +96,7 @@ class AudioProcess:
 
     def _ready(self, rate_in: int, channels_in: int, rate_out: int, channels_out: int) -> Calls:
         if self.stream is None or self.stream.rate != rate_in:
-            self.stream = Stream(rate_in, task=self.settings["task"], engine=self.stream.engine if self.stream else None)
+            self.stream = Stream(rate_in, engine=self.engine)  # the pipeline asks it for the task
         if self._recorder and self._recorder.rate != rate_in:  # another microphone: another pair of files
             self._recorder.close()
             self._recorder = None
@@ -214,7 +220,7 @@ class AudioProcess:
                 "delay_ms": {k: round(v, 1) for k, v in delay.items()}, "drift_ppm": round(1e6 * edge.control.deviation, 1),
                 "cushion_ms": round(1e3 * edge.cushion_s, 1), "suspended": pipeline.suspended, "listeners": self.controls.listeners,
                 "counts": dict(self.log.counts), "frames": self.stream.frames, "bypass": self.controls.bypass, "mute": self.controls.mute,
-                "strength_db": self.controls.strength_db,
+                "strength_db": self.controls.strength_db, "task": self.controls.task,
             }
         )  # fmt: skip
 

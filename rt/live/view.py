@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from voicewire.rt.lane import USUAL_STRENGTH_DB
-from voicewire.rt.stream import LIVE_TASKS
 
 from .controller import Live, LiveSettings
 from .keys import Keys
@@ -63,7 +62,7 @@ class Screen:
         grid.add_row("in", _bar(s["in_db"]))
         grid.add_row("out", _bar(s["out_db"]))
         state = self._state()
-        strength = f"at most {USUAL_STRENGTH_DB if s['strength_db'] is None else s['strength_db']:.0f} dB"
+        strength = f"at most {self._strength():.0f} dB"
         grid.add_row("taken away", f"{self._taken:5.1f} dB   ({strength}){'   ' + state if state else ''}")
         d = s["delay_ms"]
         total = sum(max(0.0, v) for v in d.values())
@@ -82,7 +81,11 @@ class Screen:
             return "muted"
         if s["suspended"]:
             return "asleep: nobody records" if s["listeners"] == 0 else "asleep: silence"
-        return "bypassed" if s["bypass"] else ""
+        return "bypassed" if s["bypass"] else s["task"] if s["task"] != "restore" else ""
+
+    def _strength(self) -> float:
+        chosen: float | None = self.status.get("strength_db")
+        return USUAL_STRENGTH_DB[self.status.get("task", "restore")] if chosen is None else chosen
 
     def key(self, k: str) -> bool:
         """Act on a key; → False to end."""
@@ -95,13 +98,16 @@ class Screen:
         elif k == "m":
             self.live.set(mute=not s.get("mute", False))
         elif k in "+=-" and k:
-            now = s.get("strength_db")
-            value = (USUAL_STRENGTH_DB if now is None else now) + (_STEP_DB if k in "+=" else -_STEP_DB)
+            value = self._strength() + (_STEP_DB if k in "+=" else -_STEP_DB)
             self.live.set(strength_db=min(max(0.0, value), _MOST_DB))
         elif k == "0":
             self.live.set(strength_db=None)
         elif k == "t":
-            self.note = f"the only live task is {LIVE_TASKS[0]}" if len(LIVE_TASKS) == 1 else f"tasks: {', '.join(LIVE_TASKS)}"
+            tasks = self.live.tasks
+            if len(tasks) == 1:
+                self.note = "the only task is restore; for extract start with --enroll"
+            else:
+                self.live.set(task=tasks[(tasks.index(s.get("task", tasks[0])) + 1) % len(tasks)])
         return True
 
 

@@ -6,10 +6,8 @@ import time
 
 import numpy as np
 
-from voicewire.engines.config import HOPS_PER_FRAME
 from voicewire.engines.engine import Engine, EngineError
-from voicewire.engines.slots import Slots, open_slots
-from voicewire.engines.stft import BINS
+from voicewire.engines.pcm_slots import MAX_HOP, PcmSlots, open_pcm_slots
 
 from .slots import FRAME_S
 
@@ -18,15 +16,17 @@ STEPS = 40
 MOST = 4096
 
 
-def seconds(slots: Slots, n: int, steps: int = STEPS) -> float:
-    """The slowest but one of `steps` steps of the first `n` slots (the slowest may be somebody else's doing)."""
-    x = (0.02 * np.random.default_rng(0).standard_normal((n, HOPS_PER_FRAME, BINS - 1, 2))).astype(np.float32)
-    rows = np.arange(n)
-    slots.step(rows, x)  # whatever the first step of a size gets ready is not its time
+def seconds(slots: PcmSlots, n: int, steps: int = STEPS) -> float:
+    """The slowest but one of `steps` steps of the first `n` slots at 48 kHz (the slowest may be somebody else's doing)."""
+    frames = list((600 * np.random.default_rng(0).standard_normal((n, 2 * MAX_HOP))).astype(np.int16))
+    rows, dry = np.arange(n), np.full(n, 0.05, np.float32)
+    for row in range(n):
+        slots.attach(row, MAX_HOP, whole=True)
+    slots.step(rows, frames, dry)  # whatever the first step of a size gets ready is not its time
     times = []
     for _ in range(steps):
         begin = time.perf_counter()
-        slots.step(rows, x)
+        slots.step(rows, frames, dry)
         times.append(time.perf_counter() - begin)
     return sorted(times)[-2]
 
@@ -37,7 +37,7 @@ def measure(engine: Engine, max_batch: int | None = None, budget_s: float = 3.0)
     allowed, spent, fits, n = SHARE * FRAME_S, 0.0, 1, 1
     while True:
         try:
-            slots = open_slots(engine, n)
+            slots = open_pcm_slots(engine, n)
             most = min(MOST, max_batch or slots.max_batch)
             took = seconds(slots, n)
         except EngineError:  # a device has no room for so many

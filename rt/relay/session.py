@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..lane import F32, Lane, Samples, dry_share, to_float, to_int16
+from voicewire.engines.pcm_slots import Luggage
+
+from ..lane import Lane, Samples, dry_share, to_float, to_int16
 from ..snapshot import kind, pack, unpack
 from .events import Clear, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
 from .order import InOrder, Order
@@ -289,7 +291,7 @@ class Session:
         }  # fmt: skip
         return pack(head, state, edge)
 
-    def _unpack(self, data: bytes) -> tuple[dict[str, Any], F32, F32]:
+    def _unpack(self, data: bytes) -> Luggage:
         try:
             head, state, edge = unpack(data, self._kind(), self._scheduler.engine.init_state(1, self.task))
         except ValueError as e:
@@ -303,4 +305,4 @@ class Session:
             self.order = Playout(self.start.rate, following) if self.start.live else InOrder(following)
         self.tally.samples_in, self.tally.samples_out = mine["samples_in"], mine["samples_out"]
         self._dry = dry_share(self.strength_db, self.bypass)
-        return state, edge["tail"], edge["overlap"]
+        return Luggage(state, edge["tail"], edge["overlap"])

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from voicewire.engines.config import HOPS_PER_FRAME, HOPS_PER_SECOND
-from voicewire.engines.engine import Engine, State
-from voicewire.engines.slots import Slots, open_slots
-from voicewire.engines.stft import BINS, analyse, hop_samples
+from voicewire.engines.engine import Engine
+from voicewire.engines.pcm_slots import Luggage, PcmSlots, open_pcm_slots
+from voicewire.engines.samples import Samples
+from voicewire.engines.stft import hop_samples
 
-from ..lane import F32, Samples, finish, to_float, to_int16
 from ..realtime import step_back
 
 FRAME_S = HOPS_PER_FRAME / HOPS_PER_SECOND
@@ -43,9 +43,6 @@ class Batching:
     wait_frames: float = 0.3
 
 
-Luggage = tuple[State, F32, F32]  # a stream's engine state, tail and overlap, [1, ...] each
-
-
 @dataclass(eq=False)
 class Slot:
     """One stream's place. Belongs to the scheduler; others read `index` and `generation`."""
@@ -59,7 +56,7 @@ class Slot:
     frames: deque[tuple[float, float, Samples]] = field(default_factory=deque)  # (submitted, dry share, [frame])
     due: float = 0.0
     fresh: bool = True  # its row still holds its last user's state
-    luggage: Luggage | None = None  # (state, tail, overlap), [1, ...] each, to start from instead
+    luggage: Luggage | None = None  # to start from instead
     queued: bool = False
     open: bool = True
 
@@ -91,12 +88,10 @@ class Scheduler:
     ) -> None:  # fmt: skip
         self.engine, self.capacity = engine, capacity
         self._deliver, self._timed = deliver, timed
-        self._slots: Slots = open_slots(engine, capacity)
+        self._slots: PcmSlots = open_pcm_slots(engine, capacity)
         self._slots.prepare(capacity)
         self._wait_frames = (batching or Batching()).wait_frames
         self._max_batch = (batching or Batching()).max_batch or self._slots.max_batch
-        longest = hop_samples(48000)
-        self._tail, self._overlap = np.zeros((capacity, longest), np.float32), np.zeros((capacity, longest), np.float32)
         self._free = list(range(capacity))  # a heap: low rows first, so that the active ones lie together
         self._generation = 0
         self._open = 0
@@ -154,14 +149,13 @@ class Scheduler:
                 self._wake.notify()
 
     def export(self, slot: Slot) -> Luggage:
-        """Copies of a slot's (state, tail, overlap), [1, ...] each, once nothing of it is waiting. Blocks; call it off the event loop."""
+        """A copy of what a slot's stream takes along, once nothing of it is waiting. Blocks; call it off the event loop."""
         with self._wake:
             self._idle.wait_for(lambda: self._ended or (not slot.frames and all(item[0].index != slot.index for item in self._stepping)))
             if slot.fresh:
                 silence = np.zeros((1, slot.hop), np.float32)
-                return slot.luggage or (self.engine.init_state(1, slot.task), silence, silence)
-            i = slice(slot.index, slot.index + 1)
-            return self._slots.export(slot.index), self._tail[i, : slot.hop].copy(), self._overlap[i, : slot.hop].copy()
+                return slot.luggage or Luggage(self.engine.init_state(1, slot.task), silence, silence)
+            return self._slots.export(slot.index)
 
     def end(self) -> None:
         with self._wake:
@@ -231,35 +225,7 @@ class Scheduler:
         slots = [item[0] for item in batch]
         for slot in slots:
             if slot.fresh:
-                self._place(slot)
-        index = np.array([slot.index for slot in slots])
-        together = bool(index[-1] - index[0] == len(index) - 1)
-        rows: slice | np.ndarray = slice(int(index[0]), int(index[-1]) + 1) if together else index  # rows that lie together need no copies
-        # streams of one rate and format share a transform; every rate gives the engine the same bins
-        groups: dict[tuple[int, str, bool], list[int]] = {}
-        for i, item in enumerate(batch):
-            groups.setdefault((item[0].hop, item[3].dtype.char, item[0].whole), []).append(i)
-        alone = len(groups) == 1
-        x: F32 = np.empty((0 if alone else len(batch), HOPS_PER_FRAME, BINS, 2), np.float32)
-        for (hop, *_), group in groups.items():
-            at = rows if alone else index[group]
-            frames, _ = to_float(np.concatenate([batch[i][3] for i in group]).reshape(len(group), -1))
-            spec, self._tail[at, :hop] = analyse(self._tail[at, :hop], frames)
-            if alone:
-                x = spec
-            else:
-                x[group] = spec
-        speech = self._slots.step(index, np.ascontiguousarray(x[:, :, :-1]))
-        dry = np.array([item[2] for item in batch], np.float32)
-        out: list[Delivery] = []
-        for (hop, _, whole), group in groups.items():
-            at, of = (rows, slice(None)) if alone else (index[group], group)
-            y, self._overlap[at, :hop] = finish(self._overlap[at, :hop], x[of], speech[of], dry[of])
-            out += zip([slots[i] for i in group], to_int16(y) if whole else y, strict=True)
-        return out
-
-    def _place(self, slot: Slot) -> None:
-        state, tail, overlap = slot.luggage or (None, 0.0, 0.0)
-        self._slots.attach(slot.index, slot.task, state)
-        self._tail[slot.index, : slot.hop], self._overlap[slot.index, : slot.hop] = tail, overlap
-        slot.fresh, slot.luggage = False, None
+                self._slots.attach(slot.index, slot.hop, slot.task, slot.luggage, slot.whole)
+                slot.fresh, slot.luggage = False, None
+        rows, dry = np.array([slot.index for slot in slots]), np.array([item[2] for item in batch], np.float32)
+        return list(zip(slots, self._slots.step(rows, [item[3] for item in batch], dry), strict=True))

@@ -1,0 +1,34 @@
+"""Samples as they come and go, float32 of full scale 1.0 or int16, and as the model sees them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+Samples = NDArray[np.generic]
+
+LOUDEST = 1e3  # beyond +-1,000 times full scale is no sound: keep the arithmetic finite
+
+
+def to_float(x: Samples) -> tuple[F32, int]:
+    """float32 or int16, any shape → (float32 with full scale 1.0, samples that were not finite and became 0). ValueError for other types."""
+    if x.dtype == np.int16:
+        return x.astype(np.float32) / np.float32(32768), 0
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"samples of type {x.dtype} are not supported; give float32 or int16")
+    y, repaired = x.astype(np.float32), 0
+    bad = ~np.isfinite(y)
+    if bad.any():
+        repaired = int(bad.sum())
+        y = np.where(bad, np.float32(0), y)
+    return np.clip(y, -LOUDEST, LOUDEST), repaired
+
+
+def to_int16(y: F32) -> NDArray[np.int16]:
+    """float32, full scale 1.0 → int16, rounded and limited."""
+    z = np.rint(y * np.float32(32768))
+    np.maximum(z, -32768, out=z)
+    np.minimum(z, 32767, out=z)
+    out: NDArray[np.int16] = z.astype(np.int16)
+    return out

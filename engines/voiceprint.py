@@ -1,0 +1,107 @@
+"""An enrolled voice as a small file: made once from a recording of one talker, bound to the weights it was made with.
+
+It holds what of a stream's state is turned towards the talker: a pinned row of keys and values for the trunk, and gains and offsets of the bands. So a voice
+can be set, taken away or swapped between any two frames, on any engine. Enrolment runs on ONNX Runtime whatever the engine of the stream is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import CORE_BINS, HOPS_PER_FRAME, HOPS_PER_SECOND
+from .engine import F32, WEIGHTS, EngineError, State
+from .stft import analyse, hop_samples
+
+VERSION = 1
+VOICE_PARTS = ("k", "v", "gain", "offset")
+FRAMES_PER_SECOND = HOPS_PER_SECOND // HOPS_PER_FRAME
+LEAST_S, MOST_S = 2.0, 30.0
+ROW = 1  # of the pinned prefix; row 0 is the task
+
+
+@dataclass(frozen=True)
+class Voiceprint:
+    """weights: fingerprint of the weights it fits. parts: `VOICE_PARTS`, [1, ...] float32 each. voice: [voice_dim], for comparing talkers."""
+
+    weights: str
+    parts: dict[str, NDArray[np.float32]]
+    voice: F32
+
+    def turn(self, state: State) -> None:
+        """Turn every slot of the state towards this voice, from its next frame on."""
+        state["trunk.prefix_k"][:, :, ROW] = self.parts["k"]
+        state["trunk.prefix_v"][:, :, ROW] = self.parts["v"]
+        state["trunk.prefix_on"][:, ROW] = 1
+        state["gain"][:] = self.parts["gain"]
+        state["offset"][:] = self.parts["offset"]
+
+    def to_bytes(self) -> bytes:
+        file = io.BytesIO()
+        head = np.frombuffer(json.dumps({"voiceprint": VERSION, "weights": self.weights}).encode(), np.uint8)
+        np.savez_compressed(file, head=head, voice=self.voice, **{k: self.parts[k] for k in VOICE_PARTS})  # type: ignore[arg-type]
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, weights: str) -> Voiceprint:
+        """ValueError, one line, unless it is a whole voiceprint made with these weights."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as f:
+                arrays = {k: f[k] for k in f.files}
+            head = json.loads(arrays.pop("head").tobytes())
+            made = cls(head["weights"], {k: arrays[k] for k in VOICE_PARTS}, arrays["voice"])
+            version = head["voiceprint"]
+        except Exception:
+            raise ValueError("this is not a voicewire voiceprint, or it is damaged; make one: voicewire enroll ME.wav -o me.voice") from None
+        if version != VERSION or made.weights != weights:
+            raise ValueError("the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice")
+        if not all(np.isfinite(a).all() and a.dtype == np.float32 for a in (*made.parts.values(), made.voice)):
+            raise ValueError("the voiceprint is damaged; enroll again: voicewire enroll ME.wav -o me.voice")
+        return made
+
+    @classmethod
+    def load(cls, path: Path, weights: str) -> Voiceprint:
+        """As `from_bytes`, and OSError when the file cannot be read."""
+        try:
+            return cls.from_bytes(path.read_bytes(), weights)
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from None
+
+
+def spoken(x: F32, rate: int) -> F32:
+    """[samples] → [frames, 20 ms] from the first frame in which somebody speaks to the last, `MOST_S` at most. ValueError for less than `LEAST_S` of speech."""
+    size = HOPS_PER_FRAME * hop_samples(rate)
+    frames = x[: len(x) // size * size].reshape(-1, size).astype(np.float32)
+    power = (frames**2).mean(1)
+    loud = np.flatnonzero(power > max(1e-8, 1e-3 * float(np.percentile(power, 95)))) if len(power) else np.zeros(0, np.intp)
+    if len(loud) < LEAST_S * FRAMES_PER_SECOND:
+        seconds = len(loud) / FRAMES_PER_SECOND
+        raise ValueError(f"only {seconds:.1f} s of speech to enroll from; give a recording of one talker with at least {LEAST_S:.0f} s, better 5 to 10")
+    return frames[loud[0] : loud[-1] + 1][: round(MOST_S * FRAMES_PER_SECOND)]
+
+
+def enrol(x: F32, rate: int, folder: Path = WEIGHTS) -> Voiceprint:
+    """x: [samples] of one talker, float32, rate 8,000 to 48,000 Hz → the voiceprint.
+
+    ValueError for less than 2 s of speech, EngineError where the weights know no voices.
+    """
+    import onnxruntime as ort
+
+    path = folder / "voice.onnx"
+    if not path.exists():
+        raise EngineError("these weights know no voices; the task 'extract' needs weights trained for it (tools.train with [data] extract)")
+    frames = spoken(x, rate)
+    hop = hop_samples(rate)
+    tails = np.concatenate([np.zeros((1, hop), np.float32), frames[:-1, hop:]])
+    spec = analyse(tails, frames)[0][:, :, :CORE_BINS].reshape(1, -1, CORE_BINS, 2)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    voice, *parts = session.run(None, {"x": spec})
+    weights: str = json.loads((folder / "model.json").read_text())["weights"]
+    return Voiceprint(weights, dict(zip(VOICE_PARTS, parts, strict=True)), voice[0])

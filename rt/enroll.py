@@ -1,0 +1,89 @@
+"""`voicewire enroll`: a recording of one talker becomes a voiceprint, from a file or from the microphone."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voicewire.engines.voiceprint import Voiceprint, enrol
+
+from . import files
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+F32 = NDArray[np.float32]
+_BLOCK_S = 0.1
+
+
+def add(sub: Any, positive: Callable[[str], float]) -> None:
+    p = sub.add_parser("enroll", help="make a voiceprint of one talker, for the task extract: voicewire enroll me.wav -o me.voice")
+    p.add_argument("input", type=Path, nargs="?", metavar="IN", help="recording of that talker alone, 5 to 10 s of speech")
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="VOICE", help="file to write")
+    p.add_argument("--in", dest="device_in", metavar="NAME", help="without IN: the microphone to record from, by name (default: the system's)")
+    p.add_argument("--seconds", type=positive, default=8.0, help="how long to record from the microphone (8)")
+
+
+def run(a: argparse.Namespace, console: Console) -> int:
+    if not a.out.parent.is_dir() or a.out.is_dir() or not os.access(a.out.parent, os.W_OK):
+        raise files.InputError(f"{a.out} cannot be written; choose a file in a folder that is there")
+    if a.input is None:
+        x, rate = record(a.device_in, a.seconds, console)
+    else:
+        x, rate, _ = files.read(a.input)
+    voice = of_samples(x, rate)
+    part = a.out.with_name(f".{a.out.name}.part")
+    part.write_bytes(voice.to_bytes())
+    os.replace(part, a.out)
+    console.print(f"{a.out}: {a.out.stat().st_size / 1e3:.0f} kB; use it: voicewire live --task extract --enroll {a.out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def of_samples(x: F32, rate: int) -> Voiceprint:
+    """x: [samples, channels]. ValueError for less than 2 s of speech."""
+    return enrol(x.mean(1), rate)
+
+
+def load(path: Path, weights: str) -> Voiceprint:
+    """A voiceprint file, or a recording, which is enrolled on the spot."""
+    if not path.exists():
+        raise files.InputError(f"no file {path} to know the talker by; make one: voicewire enroll ME.wav -o me.voice")
+    if path.suffix.lower() != ".voice" and path.is_file():
+        x, rate, _ = files.read(path)
+        return of_samples(x, rate)
+    return Voiceprint.load(path, weights)
+
+
+def record(device: str | None, seconds: float, console: Console) -> tuple[F32, int]:
+    """`seconds` from a microphone, with a level meter → ([samples, 1], rate). DeviceError when there is none."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from .live.backend import DeviceError
+
+    try:
+        import sounddevice as sd
+    except OSError:
+        raise DeviceError("PortAudio is missing, so nothing can be recorded; install it (Debian: apt-get install libportaudio2) or give a file") from None
+    try:
+        rate = round(sd.query_devices(device, "input")["default_samplerate"])
+        stream = sd.InputStream(samplerate=rate, channels=1, dtype="float32", device=device)
+    except (sd.PortAudioError, ValueError) as e:
+        raise DeviceError(f"no microphone to record from ({str(e).splitlines()[0]}); choose one with --in (voicewire devices), or give a file") from None
+    blocks = []
+    console.print("Read something aloud, alone and close to the microphone.", highlight=False)
+    meter = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]:.0f} s left"), console=console, transient=True)
+    with stream, meter:
+        task = meter.add_task("level", total=60, left=seconds)
+        for i in range(math.ceil(seconds / _BLOCK_S)):
+            block, _ = stream.read(round(rate * _BLOCK_S))
+            blocks.append(block)
+            db = 10 * math.log10(float((block**2).mean()) + 1e-6)
+            meter.update(task, completed=60 + db, left=seconds - _BLOCK_S * (i + 1))
+    return np.concatenate(blocks), rate

@@ -1,0 +1,248 @@
+"""A voice: trained, exported, enrolled, saved, asked for. On a small model made here; what it has learnt does not matter, what it is bound to does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from tools.prepare import prepare
+from tools.talkers import Talkers
+from voicewire.engines import Engine, open_engine
+from voicewire.engines.contract import EngineSteps, verify_contract
+from voicewire.engines.voiceprint import Voiceprint, enrol
+from voicewire.rt import enroll
+from voicewire.rt.cli import main
+from voicewire.rt.stream import Stream
+
+RECIPE = """
+[model]
+channels = 8
+width = 8
+bands = 8
+mix_groups = 2
+blocks = 2
+trunk_dim = 16
+trunk_layers = 1
+trunk_heads = 2
+window_frames = 20
+voice_dim = 6
+voice_channels = 8
+[data]
+cache = "{cache}"
+batch = 2
+seconds = 1.0
+workers = 0
+extract = 0.5
+people = 2
+[train]
+warmup_steps = 1
+checkpoint_minutes = 0.0
+lr = 0.01
+"""
+
+
+def talker(pitch_hz: float, seconds: float = 3.0, rate: int = 16000) -> np.ndarray:
+    """Buzzing syllables of one pitch."""
+    t = np.arange(round(seconds * rate)) / rate
+    x: np.ndarray = (np.clip(np.sin(2 * np.pi * 3 * t), 0, 1) * np.sign(np.sin(2 * np.pi * pitch_hz * t)) * 0.2).astype(np.float32)
+    return x
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("voices")
+    for name, pitch in (("anna", 210), ("ben", 110), ("cleo", 260)):
+        (root / "speech" / name).mkdir(parents=True)
+        for i in range(3):
+            sf.write(root / "speech" / name / f"{i}.wav", talker(pitch + 3 * i, 2.0), 16000)
+    (root / "noise").mkdir()
+    sf.write(root / "noise" / "fan.wav", 0.1 * np.random.default_rng(0).standard_normal(32000), 16000)
+    prepare([("speech", root / "speech"), ("noise", root / "noise")], root / "cache", 16000, 0, 1)
+    return root / "cache"
+
+
+@pytest.fixture(scope="module")
+def weights(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for a few steps through the very commands a user would run."""
+    root = tmp_path_factory.mktemp("weights")
+    (root / "small.toml").write_text(RECIPE.format(cache=cache))
+    for args in (
+        ("tools.train_voice", root / "voice", "--recipe", root / "small.toml", "--steps", 3),
+        ("tools.train", root / "run", "--recipe", root / "small.toml", "--voice", root / "voice" / "last.pt", "--steps", 12),
+        ("voicewire.engines.export", root / "run" / "last.pt", "--out", root / "weights"),
+    ):
+        done = subprocess.run([sys.executable, "-m", *map(str, args)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return root / "weights"
+
+
+@pytest.fixture(scope="module")
+def small(weights: Path) -> Engine:
+    return open_engine("onnx", weights)
+
+
+@pytest.fixture(scope="module")
+def voices(weights: Path) -> tuple[Voiceprint, Voiceprint]:
+    return enrol(talker(210, 6), 16000, weights), enrol(talker(110, 6), 16000, weights)
+
+
+def test_mixtures_with_an_enrolment(cache: Path) -> None:
+    """Pure, aligned, and of one talker: with nobody else the target is what the enrolment is made of."""
+    a, b = Talkers(cache, 1, 2, 1.0), Talkers(cache, 1, 2, 1.0)
+    silent = 0
+    for i in range(30):
+        mix, target, heard = a.extraction_batch(i)
+        assert mix.shape == target.shape == (2, 16000) and heard.shape == (2, 48000)
+        assert all(z.dtype == np.float32 and np.isfinite(z).all() and np.abs(z).max() <= 1 for z in (mix, target, heard))
+        silent += int((np.abs(target).max(1) == 0).sum())
+        for again, first in zip(b.extraction_batch(i), (mix, target, heard), strict=True):
+            assert np.array_equal(again, first)
+    assert 2 <= silent <= 20, "sometimes the talker says nothing"
+    pairs = a.likeness_batch(0, 3)
+    assert pairs.shape == (2, 3, 48000)
+
+
+def test_two_parts_of_a_person_share_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talkers, rng, plain = Talkers(cache, 1, 1, 1.0), np.random.default_rng(0), 0
+    monkeypatch.setattr(talkers, "_clip", lambda start, n: np.arange(start, start + n, dtype=np.float64))  # every sample tells where it is from
+    for _ in range(40):
+        a, b = talkers.two_parts(rng, talkers.person(rng), 16000, 8000)
+        assert (len(a), len(b)) == (16000, 8000)
+        if np.array_equal(a, np.rint(a)):  # (the others were changed in speed)
+            plain += 1
+            assert not set(a[a > 0]) & set(b[b > 0])
+    assert plain > 10
+
+
+def test_engines_agree_on_a_voice(weights: Path, small: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
+    """ONNX, enrolled by ONNX, against PyTorch; and the contract with a voice in the state."""
+    x = (0.02 * np.random.default_rng(0).standard_normal((3, 40, 480, 2))).astype(np.float32)
+    reference = open_engine("torch", weights)
+    states = [e.init_state(3, "extract") for e in (small, reference)]
+    for s in states:
+        voices[0].turn(s)
+    for t in range(0, 40, 2):
+        outputs = []
+        for i, e in enumerate((small, reference)):
+            y, states[i] = e.step(x[:, t : t + 2], states[i])
+            outputs.append(y)
+        np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
+
+    class Turned:
+        name, weights = "turned", small.weights
+
+        def init_state(self, batch: int) -> dict[str, np.ndarray]:
+            state = small.init_state(batch, "extract")
+            voices[0].turn(state)
+            return state
+
+        step = staticmethod(small.step)
+
+    verify_contract(EngineSteps(Turned()), x)
+
+
+def test_enrolment_is_the_models_own(weights: Path, voices: tuple[Voiceprint, Voiceprint]) -> None:
+    """voice.onnx against PyTorch's encoder and trunk, on other lengths than it was traced with; level and rate do not matter much."""
+    import torch
+
+    from voicewire.engines.export import load_weights
+    from voicewire.engines.net.spectrum import stft
+
+    model = load_weights(weights).core
+    assert model.voice is not None
+    x = talker(210, 5.0)
+    x = x[: len(x) // 320 * 320]
+    made = enrol(x, 16000, weights)
+    from voicewire.engines.voiceprint import spoken
+
+    said = torch.from_numpy(spoken(x, 16000).reshape(1, -1))
+    with torch.no_grad():
+        spec = stft(said, 160)[:, : said.shape[1] // 160, :160]
+        voice = model.voice(spec)
+        state = model.init_state(1, "extract", voice)
+    np.testing.assert_allclose(made.voice, voice[0], atol=1e-4)
+    np.testing.assert_allclose(made.parts["gain"], state["gain"], atol=1e-5)
+    np.testing.assert_allclose(made.parts["k"], state["trunk.prefix_k"][:, :, 1], atol=1e-5)
+    quiet = enrol(0.01 * x, 16000, weights)
+    np.testing.assert_allclose(quiet.voice, made.voice, atol=0.02)
+    assert np.abs(voices[0].voice - voices[1].voice).max() > 0.1
+
+
+def test_swapping_the_voice_midstream(small: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
+    """The other talker from the next frame on, nothing before it; back to restore; a snapshot carries the voice."""
+    x = talker(210, 2.0) + talker(110, 2.0)
+    one, two = (Stream(16000, task="extract", voice=v, engine=small).process(x) for v in voices)
+    stream = Stream(16000, task="extract", voice=voices[0], engine=small)
+    head = stream.process(x[:16000])
+    assert np.array_equal(head, one[:16000]) and not np.array_equal(one, two)
+    moved = Stream(16000, task="extract", voice=voices[1], engine=small)
+    moved.restore(stream.snapshot())
+    stream.ask("extract", voices[1])
+    tail = stream.process(x[16000:])
+    np.testing.assert_array_equal(tail[:320], one[16000:16320])  # what was done already
+    assert not np.array_equal(tail[320:], one[16320:])
+    np.testing.assert_array_equal(moved.process(x[16000:]), one[16000:])  # the snapshot's talker, not the new stream's
+    assert np.abs(np.diff(tail)).max() <= 2 * np.abs(np.diff(x)).max(), "a click"
+    stream.ask("restore")
+    assert stream.task == "restore" and stream.voice is None
+    stream.reset()
+    np.testing.assert_array_equal(stream.process(x), Stream(16000, engine=small).process(x))
+
+
+def test_a_voiceprint_file(tmp_path: Path, small: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
+    path = tmp_path / "me.voice"
+    path.write_bytes(voices[0].to_bytes())
+    again = enroll.load(path, small.weights)
+    assert all(np.array_equal(again.parts[k], voices[0].parts[k]) for k in again.parts)
+    data = path.read_bytes()
+    for bad in (b"", b"RIFF", data[:-30], data[:100], b"\0" * len(data)):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="voiceprint") as e:
+            enroll.load(path, small.weights)
+        assert "\n" not in str(e.value)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="another model"):
+        enroll.load(path, "0123456789abcdef")
+    with pytest.raises(ValueError, match="no file"):
+        enroll.load(tmp_path / "nobody.voice", small.weights)
+
+
+def test_what_cannot_be_enrolled(weights: Path) -> None:
+    for x in (np.zeros(0, np.float32), np.zeros(160000, np.float32), talker(200, 1.0)):
+        with pytest.raises(ValueError, match="of speech to enroll"):
+            enrol(x, 16000, weights)
+
+
+def test_tasks_and_voices_that_do_not_fit(small: Engine, engine: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
+    with pytest.raises(ValueError, match="needs to know the talker"):
+        Stream(16000, task="extract", engine=small)
+    with pytest.raises(ValueError, match="takes no voiceprint"):
+        Stream(16000, voice=voices[0], engine=small)
+    with pytest.raises(ValueError, match="another model"):
+        Stream(16000, task="extract", voice=voices[0], engine=engine)
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sf.write(tmp_path / "in.wav", talker(200, 0.5), 16000)
+    (tmp_path / "text.wav").write_text("no audio")
+    (tmp_path / "foreign.voice").write_text("no voice")
+    one, out = str(tmp_path / "in.wav"), str(tmp_path / "out.wav")
+    for args in (
+        ["enroll", str(tmp_path / "nobody.wav"), "-o", str(tmp_path / "me.voice")],
+        ["enroll", str(tmp_path / "text.wav"), "-o", str(tmp_path / "me.voice")],
+        ["enroll", one, "-o", str(tmp_path / "nowhere" / "me.voice")],
+        ["enroll", one, "-o", str(tmp_path / "me.voice")],
+        ["file", one, out, "--task", "extract"],
+        ["file", one, out, "--task", "extract", "--enroll", str(tmp_path / "foreign.voice")],
+        ["file", one, out, "--task", "extract", "--enroll", str(tmp_path / "nobody.voice")],
+        ["file", one, out, "--task", "dance"],
+    ):
+        assert main(args) == 2, args
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith("voicewire: "), error
+    assert not (tmp_path / "out.wav").exists() and not (tmp_path / "me.voice").exists()

@@ -1,0 +1,147 @@
+"""Talkers for the tasks that know a voice: two separate recordings of one person, and mixtures of several people.
+
+Few people are in the cache with more than one long recording, so a person's recordings are joined and cut in two: one part to enrol, one to hear. Half of
+all people drawn are changed in speed, pitch and formants together, both parts alike: another talker for the model's ears.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from . import degrade
+from .mixer import Mixer, Rng
+
+LEAST_SECONDS = 2.5  # of one person: an enrolment and something to hear
+Span = tuple[int, int]
+
+
+class Talkers(Mixer):
+    """Draws (mixture, target, enrolment) for the task `extract`, and pairs of recordings for the voice encoder."""
+
+    def __init__(self, cache: Path, seed: int, batch: int, seconds: float, enrol_seconds: float = 3.0) -> None:
+        super().__init__(cache, seed, batch, seconds)
+        self.enrol_samples = int(enrol_seconds * self.rate) // (self.rate // 50) * (self.rate // 50)
+        least = int(LEAST_SECONDS * self.rate)
+        long = [[p for p in group if sum(n for _, n in p) >= least] for group in self.groups]
+        kept = [i for i, people in enumerate(long) if people]
+        if sum(len(long[i]) for i in kept) < 2:
+            raise ValueError(f"the cache holds fewer than two people with {LEAST_SECONDS} s of speech; pack more with tools.prepare")
+        self.people = [long[i] for i in kept]
+        # people count here, not hours: a group of one person is one voice, however long it speaks
+        weight = np.array([len(p) ** 0.75 * np.mean([min(10 * self.rate, sum(n for _, n in q)) for q in p]) for p in self.people])
+        self.people_chance = weight / weight.sum()
+
+    def person(self, rng: Rng) -> tuple[int, int]:
+        group = int(rng.choice(len(self.people), p=self.people_chance))
+        return group, int(rng.integers(len(self.people[group])))
+
+    def two_parts(self, rng: Rng, person: tuple[int, int], first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
+        """Two pieces of one person's speech that share no sample of the cache, [first] and [second] samples, repeated where there is less."""
+        clips = self.people[person[0]][person[1]]
+        speed = 2 ** rng.uniform(-0.25, 0.25) if rng.random() < 0.5 else 1.0
+        order = [clips[i] for i in rng.permutation(len(clips))[:8]]
+        total, need_first, need_second = sum(n for _, n in order), int(first * speed), int(second * speed)
+        if total < 2 * (need_first + need_second):
+            cut = total * first // (first + second)
+        else:
+            cut = int(rng.integers(need_first, total - need_second))
+        return self._gather(rng, order, 0, cut, first, speed), self._gather(rng, order, cut, total, second, speed)
+
+    def _gather(self, rng: Rng, clips: list[Span], low: int, high: int, n: int, speed: float) -> np.ndarray:
+        """n samples out of [low, high) of the clips laid end to end."""
+        need = min(high - low, int(n * speed) + 64)
+        low += int(rng.integers(0, high - low - need + 1))
+        pieces, at = [], 0
+        for start, m in clips:
+            a, b = max(low, at), min(low + need, at + m)
+            if a < b:
+                pieces.append(self._clip(start + a - at, b - a))
+            at += m
+        x = np.concatenate(pieces)
+        if speed != 1.0:
+            x = soxr.resample(x, speed, 1.0, "MQ").astype(np.float32)
+        gap = np.zeros(int(rng.uniform(0.05, 0.4) * self.rate), np.float32)
+        while len(x) < n:
+            x = np.concatenate([x, gap, x])
+        return x[:n]
+
+    def room(self, rng: Rng) -> np.ndarray:
+        if self.pools["rir"] and rng.random() < 0.35:
+            start, m = self.pools["rir"][rng.integers(len(self.pools["rir"]))]
+            return degrade.recorded_room(self._clip(start, m), rng)
+        return degrade.synthetic_room(rng, self.rate)
+
+    def enrolment(self, rng: Rng, x: np.ndarray) -> np.ndarray:
+        """What a person records to be known by: another microphone, some room, some noise."""
+        x = degrade.equalise(rng, x, self.rate, 4)
+        if rng.random() < 0.3:
+            x = degrade.convolve(x, self.room(rng))
+        noise = self.some_noise(rng, len(x)) if rng.random() < 0.5 else rng.standard_normal(len(x)).astype(np.float32)
+        return x + noise * np.float32(_loud(x) / max(1e-5, float(np.sqrt((noise**2).mean()))) * 10 ** (-rng.uniform(8, 35) / 20))
+
+    def some_noise(self, rng: Rng, n: int) -> np.ndarray:
+        noise = self.noise(rng, "noise" if rng.random() < 0.6 else "made")
+        return np.tile(noise, -(-n // len(noise)))[:n]
+
+    def extraction(self, rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(mixture, target, enrolment): [samples], [samples], [enrol_samples] float32. Sometimes the target is silent, sometimes alone."""
+        who = self.person(rng)
+        enrol, x = self.two_parts(rng, who, self.enrol_samples, self.n)
+        x = degrade.equalise(rng, x, self.rate, 4)
+        wet, target = x, x
+        reverberant = rng.random() < 0.4
+        if reverberant:
+            h = self.room(rng)
+            wet, target = degrade.convolve(x, h), degrade.convolve(x, degrade.early_part(h, self.rate))
+        loud = _loud(target)
+        kind = rng.random()
+        mix = wet.copy()
+        if kind < 0.12:  # the target says nothing
+            mix, target = mix * 0, target * 0
+        if kind < 0.9:
+            for _ in range(1 if rng.random() < 0.85 else 2):
+                other = self.person(rng)
+                while other == who:
+                    other = self.person(rng)
+                y = degrade.equalise(rng, self.two_parts(rng, other, self.enrol_samples, self.n)[1], self.rate, 4)
+                if reverberant:
+                    y = degrade.convolve(y, self.room(rng))
+                sir_db = rng.uniform(-5, 5) if rng.random() < 0.85 else rng.uniform(5, 20)
+                if rng.random() < 0.3:  # the other begins later or stops earlier
+                    at = int(rng.integers(self.n))
+                    y[slice(at) if rng.random() < 0.5 else slice(at, None)] = 0
+                mix += y * np.float32(loud / _loud(y) * 10 ** (-sir_db / 20))
+        if rng.random() < 0.6:
+            y = self.some_noise(rng, self.n)
+            mix += y * np.float32(loud / max(1e-5, float(np.sqrt((y**2).mean()))) * 10 ** (-rng.uniform(3, 30) / 20))
+        mix += rng.standard_normal(self.n).astype(np.float32) * np.float32(loud * 10 ** (-rng.uniform(35, 70) / 20))
+        gain = 10 ** (rng.uniform(-42, -14) / 20) / max(1e-4, float(np.sqrt((mix**2).mean())))
+        gain = np.float32(min(gain, 0.98 / max(1e-4, float(np.abs(mix).max()))))
+        enrol = self.enrolment(rng, enrol)
+        return mix * gain, target * gain, (enrol * np.float32(0.3 / max(1e-4, float(np.abs(enrol).max())))).astype(np.float32)
+
+    def extraction_batch(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Batch i of mixtures, targets, enrolments, one an example in every row."""
+        rng = np.random.default_rng([self.seed, i, 1])
+        rows = [self.extraction(rng) for _ in range(self.size)]
+        return tuple(np.stack(column) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+
+    def likeness_batch(self, i: int, people: int) -> np.ndarray:
+        """[2, people, enrol_samples]: two recordings each of `people` different talkers."""
+        rng = np.random.default_rng([self.seed, i, 2])
+        chosen: dict[tuple[int, int], np.ndarray] = {}
+        while len(chosen) < people:
+            who = self.person(rng)
+            if who not in chosen:
+                a, b = self.two_parts(rng, who, self.enrol_samples, self.enrol_samples)
+                chosen[who] = np.stack([self.enrolment(rng, a), self.enrolment(rng, b)])
+        return np.stack(list(chosen.values()), 1)
+
+
+def _loud(x: np.ndarray) -> float:
+    """Rough active level."""
+    a = np.abs(x)
+    return float(np.sqrt((x[a > 0.1 * a.max()] ** 2).mean() + 1e-10)) * 0.7 if a.max() > 0 else 1e-5
