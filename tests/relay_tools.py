@@ -34,7 +34,7 @@ class Running:
             await self.relay.run(ready=self._ready)
 
         try:
-            with asyncio.Runner(loop_factory=loop_factory) as runner:  # uvloop where it is installed, as the command
+            with asyncio.Runner(loop_factory=loop_factory(self._config)) as runner:  # uvloop where it is installed, as the command
                 runner.run(main())
         except BaseException as e:
             self.failed = e

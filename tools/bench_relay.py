@@ -54,7 +54,7 @@ def serve(engine_name: str, streams: int, batch: int, wait: float, timed: bool) 
             relay.metrics.stepped = lambda t: (times.append(t), counted(t))[1]  # type: ignore[method-assign, func-returns-value]
         await relay.run(ready=lambda port: print(port, flush=True))
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(Config())) as runner:
         runner.run(main())
     if not times:
         return
@@ -82,7 +82,7 @@ def echo() -> None:
             await ended.wait()
 
     try_realtime()
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(Config())) as runner:
         runner.run(main())
 
 
@@ -174,7 +174,7 @@ def run(engine: str, streams: int, seconds: float, batch: int, wait: float, serv
     port = int(server.stdout.readline())
     role = ["--role", "load", "--port", str(port), "--pid", str(server.pid), "--seconds", str(seconds)]
     loader = subprocess.run(["taskset", "-c", str(load_core), *command, *role], stdout=subprocess.PIPE, text=True, check=True)
-    row: dict[str, Any] = {"engine": engine, "loop": type(loop_factory()).__module__, "streams": streams, **json.loads(loader.stdout)}
+    row: dict[str, Any] = {"engine": engine, "loop": type(loop_factory(Config())()).__module__, "streams": streams, **json.loads(loader.stdout)}
     server.terminate()
     return row | json.loads(server.communicate()[0] or "{}")
 
