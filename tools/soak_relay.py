@@ -23,6 +23,7 @@ from websockets.asyncio.client import connect
 
 from tools.fuzz_relay import rss_mb
 from voicewire.rt.lane import to_int16
+from voicewire.rt.realtime import try_realtime
 from voicewire.rt.relay.protocol import HEADER, pack_header
 
 RATE, PACKET, FRAME_S = 16000, 320, 0.02
@@ -93,6 +94,7 @@ def main() -> int:
         watching.cancel()
         return results
 
+    try_realtime()  # what is late must be late by what was drawn
     results = asyncio.run(both())
     server.terminate()
     server.wait(30)
