@@ -121,7 +121,7 @@ class Stream:
         fresh = first_state(self.engine, self._slots, task, voice)
         with self._lock:
             self.task, self.voice = task, voice
-            self._state = {k: fresh[k] if k in PINNED else v for k, v in self._state.items()}
+            self._state = {k: fresh[k] if k in PINNED else v.copy() for k, v in self._state.items()}  # the engine may give its rows to others
 
     def time_steps(self) -> list[float]:
         """Start collecting the seconds every step takes; returns the list that grows."""

@@ -267,6 +267,18 @@ def test_a_stream_goes_on_without_the_device(engine: Engine, noisy: F32) -> None
     np.testing.assert_array_equal(after.process(noisy[:3200]), Stream(16000, engine=engine).process(noisy[:3200]))
 
 
+def test_a_stream_that_asks_for_something_else_keeps_what_it_heard(engine: Engine, noisy: F32) -> None:
+    """Its row may be another stream's before its next frame."""
+    gpu, blocks = on_fake(FakeDevice(), engine), noisy[:6400].reshape(-1, 320)
+    stream, plain = Stream(16000, engine=gpu), Stream(16000, engine=engine)
+    for i, b in enumerate(blocks):
+        if i == 10:
+            stream.ask("restore")
+            plain.ask("restore")
+            Stream(16000, engine=gpu).process(noisy[8000:9600])
+        np.testing.assert_allclose(stream.process(b), plain.process(b), atol=1e-4)
+
+
 @pytest.mark.parametrize("mirror", [True, False], ids=["mirrored", "too many to mirror"])
 def test_slots_go_on_without_the_device(engine: Engine, mirror: bool) -> None:
     """Two steps under way when it goes: both come back. Without a mirror the streams begin afresh, on the frame under way."""

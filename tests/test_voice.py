@@ -14,6 +14,16 @@ from tools.prepare import prepare
 from tools.talkers import Talkers
 from voicewire.engines import Engine, open_engine
 from voicewire.engines.contract import EngineSteps, verify_contract
+from voicewire.engines.gpu.ends import Ends
+from voicewire.engines.gpu.engine import GpuEngine
+from voicewire.engines.gpu.fake import FakeDevice
+from voicewire.engines.gpu.layout import Layout
+from voicewire.engines.gpu.lower import lower
+from voicewire.engines.gpu.pcm_slots import DevicePcmSlots
+from voicewire.engines.gpu.stepper import CapturedStepper, Stepper
+from voicewire.engines.gpu.torch_stepper import TorchStepper
+from voicewire.engines.pcm_slots import HostPcmSlots, Luggage
+from voicewire.engines.slots import HostSlots
 from voicewire.engines.voiceprint import Voiceprint, enrol
 from voicewire.rt import enroll
 from voicewire.rt.cli import main
@@ -144,6 +154,38 @@ def test_engines_agree_on_a_voice(weights: Path, small: Engine, voices: tuple[Vo
         step = staticmethod(small.step)
 
     verify_contract(EngineSteps(Turned()), x)
+
+
+@pytest.mark.parametrize("kind", ["graph", "torch"])
+def test_a_voice_on_a_device(weights: Path, small: Engine, voices: tuple[Voiceprint, Voiceprint], kind: str) -> None:
+    """What a voice pins stays with the slot: through `Stream`, which asks for something else in mid-stream, and as the luggage of a slot of samples."""
+    layout, plans = Layout(small.init_state(1)), {b: lower(weights / "model.onnx", Layout(small.init_state(1)), b, "fp32") for b in (1, 2)}
+
+    def make(capacity: int, mirror: bool, ends: Ends) -> Stepper:
+        if kind == "torch":
+            return TorchStepper(weights, layout, capacity, mirror=mirror, ends=ends, device="cpu")
+        return CapturedStepper(FakeDevice(), plans.__getitem__, layout, capacity, mirror=mirror, ends=ends)
+
+    gpu, x = GpuEngine("tensorrt", small, make), talker(210, 2.0) + talker(110, 2.0)
+    streams = [Stream(16000, task="extract", voice=voices[0], engine=e) for e in (gpu, small)]
+    for i, block in enumerate(x.reshape(-1, 320)):
+        if i in (30, 60):
+            for s in streams:
+                s.ask(*(("extract", voices[1]) if i == 30 else ("restore",)))
+        np.testing.assert_allclose(streams[0].process(block), streams[1].process(block), atol=1e-4)
+    slots, host, silence = gpu.pcm_slots(2), HostPcmSlots(HostSlots(small, 2), 2), np.zeros((1, 160), np.float32)
+    for each in (slots, host):
+        state = small.init_state(1, "extract")
+        voices[0].turn(state)
+        each.attach(0, 160, "extract", Luggage(state, silence, silence))
+        each.attach(1, 160)
+    for t, block in enumerate(x.reshape(-1, 320)):
+        if t == 50:  # and nothing of it is left for whoever comes next
+            for each in (slots, host):
+                each.attach(0, 160)
+        given = np.arange(2), [block, block], np.full(2, 0.01, np.float32)
+        np.testing.assert_allclose(slots.step(*given), host.step(*given), atol=1e-4)
+    assert isinstance(slots, DevicePcmSlots) and not gpu.lost
 
 
 def test_enrolment_is_the_models_own(weights: Path, voices: tuple[Voiceprint, Voiceprint]) -> None:

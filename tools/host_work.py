@@ -1,4 +1,4 @@
-"""What a stream costs the host each step on a device that computes nothing: with the STFT on the host and with all of it in the graph.
+"""CPU time that a stream costs the host each step on a device that computes nothing: with the STFT on the host and with all of it in the graph.
 
     python -m tools.host_work [--seconds 2]
 

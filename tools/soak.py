@@ -64,6 +64,46 @@ def resident_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def page_ins(pid: int) -> int:
+    """How often the process waited for a page to be read from disk."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9])
+
+
+_TIMER = """
+import json, os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(95))
+late, end = [], time.monotonic() + float(sys.argv[2])
+while (now := time.monotonic()) < end:
+    time.sleep(0.002)
+    over = 1e3 * (time.monotonic() - now) - 2
+    if over > 3:
+        late.append((time.time(), round(over, 1)))
+print(json.dumps(late))
+"""
+_NEAR_S = 0.3  # what came this soon after a late timer
+
+
+class Timers:
+    """A bare timer of 2 ms on every core, before which nothing here goes: what makes it late (the host of a virtual machine) makes everything late."""
+
+    def __init__(self, seconds: float) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        self._all = [subprocess.Popen([sys.executable, "-c", _TIMER, str(c), str(seconds)], stdout=subprocess.PIPE, text=True) for c in cores]
+
+    def late(self) -> list[tuple[float, float]] | None:
+        """(Unix time, ms) of every time one was late by more than 3 ms; None where such priorities are not allowed."""
+        texts = [t.communicate()[0] for t in self._all]
+        if not all(texts):
+            return None
+        return sorted((at, ms) for text in texts for at, ms in json.loads(text))
+
+
+def apart(events: list[dict[str, Any]], late: list[tuple[float, float]]) -> int:
+    """Xruns of ours for which no late timer can be blamed."""
+    return sum(not any(-0.05 <= e["at_s"] - at <= _NEAR_S for at, _ in late) for e in events if e["kind"] in OURS)
+
+
 class Heard:
     """What another program records: seconds, and how long it was silent at a stretch while the microphone was not."""
 
@@ -106,6 +146,7 @@ def soak(server: SoundServer, minutes: float, tone: Path, source: str) -> dict[s
     try:
         with Live(LiveSettings(source, "virtual")) as live:
             heard = Heard(server)
+            faults, timers = page_ins(live.opened["pid"]), Timers(minutes * 60)
             bar = tqdm(total=round(minutes * 60), unit="s", mininterval=1, disable=None)
             began = time.monotonic()
             counts: dict[str, int] = {}
@@ -127,7 +168,9 @@ def soak(server: SoundServer, minutes: float, tone: Path, source: str) -> dict[s
                     bar.update(round(spent) - bar.n)
             bar.close()
             seconds = time.monotonic() - began
+            faults = page_ins(live.opened["pid"]) - faults
             heard.close()
+        late = timers.late()
     finally:
         ended.set()
         with contextlib.suppress(ProcessLookupError):
@@ -139,7 +182,8 @@ def soak(server: SoundServer, minutes: float, tone: Path, source: str) -> dict[s
         "ring_ms": [round(float(v), 1) for v in np.percentile(rings, [0, 50, 100])], "step_max_ms": round(max(steps), 1),
         "drift_ppm": [round(float(v), 1) for v in np.percentile(drifts, [0, 50, 100])],
         "audio_process_mib": [round(settled[0], 1), round(max(settled), 1), round(settled[-1], 1)],
-        "first_events": events[:5],
+        "first_events": events[:5], "page_ins": faults,
+        "late_timers": late and [len(late), max(ms for _, ms in late)], "apart": None if late is None else apart(events, late),
     }  # fmt: skip
 
 
@@ -214,19 +258,23 @@ def quality(server: SoundServer, folder: Path) -> dict[str, float] | None:
 def report(kind: str, minutes: float, clock_ppm: float | None, result: dict[str, Any]) -> str:
     s, d, q = result["soak"], result["delay"], result["quality"]
     pesq = f"{q['file']}, {q['live']}" if q else "not measured: pip install pesq"
+    blame = "" if s["apart"] is None else f", {s['apart']} of them without a late bare timer"
+    late = "not allowed here" if s["late_timers"] is None else "{} times, worst {} ms".format(*s["late_timers"]) if s["late_timers"] else "never"
     lines = [
         f"## {kind}, {minutes:g} minutes, {f'microphone {clock_ppm:+g} ppm fast, ' if clock_ppm is not None else ''}{time.strftime('%Y-%m-%d')}",
         f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}; load average at the end {os.getloadavg()[1]:.1f}",
         "",
         "| what | measured |",
         "|---|---|",
-        f"| xruns of ours (starved, dropped) | {s['xruns_of_ours']} |",
+        f"| xruns of ours (starved, dropped) | {s['xruns_of_ours']}{blame} |",
         f"| all counters | {s['counts'] or 'none'} |",
         f"| longest silence heard by another program | {s['longest_silence_ms']} ms of {s['heard_s']} s recorded |",
         f"| worst step of the model | {s['step_max_ms']} ms of 20 |",
         f"| delay of the ring: least, median, most | {s['ring_ms']} ms |",
         f"| clock correction: least, median, most | {s['drift_ppm']} ppm |",
         f"| memory of the audio process: after the start, most, at the end | {s['audio_process_mib']} MiB |",
+        f"| pages the audio process waited for | {s['page_ins']} |",
+        f"| a bare 2 ms timer on every core, before everything else: late by more than 3 ms | {late} |",
         f"| audio process replaced | {s['restarts']} times |",
         f"| sound again after the server was killed and restarted | {result['recovery']['server killed']} s |",
         f"| sound again after the microphone came back | {result['recovery']['microphone pulled']} s |",

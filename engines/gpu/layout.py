@@ -1,6 +1,6 @@
 """How the state of a slot lies on a device: attention rings and counter by themselves, all else in two packs of float32 words.
 
-`moving` is what every step writes anew (level, past, recurrences: 29 kB), `fixed` what a stream keeps (pinned prefix: 37 kB). One tensor
+`moving` is what every step writes anew (level, past, recurrences: 29 kB), `fixed` what is pinned (prefix: 37 kB; a voice's gains). One tensor
 each, so that writing back is one copy.
 """
 

@@ -23,7 +23,7 @@ from .ends import Ends, Fields
 from .layout import FIXED, MOVING, RINGS, Layout
 from .lower import Precision
 from .resident import Resident
-from .stepper import Stepper, bucket_for
+from .stepper import bucket_for
 from .verify import noise_pcm
 
 FRAME_MS = 1e3 * HOPS_PER_FRAME / HOPS_PER_SECOND
@@ -35,7 +35,7 @@ WARM = 8
 class Timing:
     """Times of whole steps, samples to samples. launches: what the host starts a step; nodes: what that is on the device, 0 where unknown;
     floor_ms: what moving the weights and the state of the slots takes at the device's bandwidth, 0 where unknown; host_us: what a stream costs the
-    host a step, the time that it does not sleep."""
+    host a step, CPU time of the thread that steps."""
 
     variant: str
     streams: int
@@ -101,35 +101,22 @@ def pcm_steps(slots: PcmSlots, n: int, rate: int = 16000) -> Step:
     return lambda t: slots.step(rows, frames[t % len(frames)], dry)
 
 
-def time_steps(step: Step, seconds: float, least: int = LEAST_STEPS) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Milliseconds of single steps, back to back, for about `seconds`, and up to four times as long for at least `least` steps."""
+def time_steps(step: Step, seconds: float, least: int = LEAST_STEPS) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], float]:
+    """Milliseconds of single steps, back to back, for about `seconds`, and up to four times as long for at least `least` steps; and the seconds that
+    this thread ran in all of them."""
     for t in range(WARM):  # loads, captures, warms up
         step(t)
     times: list[float] = []
     gc.collect()
     gc.disable()
-    start = time.perf_counter()
+    start, ran = time.perf_counter(), time.thread_time()
     while (spent := time.perf_counter() - start) < seconds or (len(times) < least and spent < 4 * seconds):
         begin = time.perf_counter()
         step(len(times))
         times.append(1e3 * (time.perf_counter() - begin))
+    ran = time.thread_time() - ran
     gc.enable()
-    return np.array(times)
-
-
-class _Waits:
-    """Notes how long a stepper's caller sleeps, ms a step."""
-
-    def __init__(self, stepper: Stepper) -> None:
-        self.ms: list[float] = []
-        self._wait = stepper.wait
-        stepper.wait = self  # type: ignore[method-assign]
-
-    def __call__(self, stage: Any) -> Any:
-        begin = time.perf_counter()
-        out = self._wait(stage)
-        self.ms.append(1e3 * (time.perf_counter() - begin))
-        return out
+    return np.array(times), ran
 
 
 def measure(variant: str, way: Way, engine: Engine, n: int, seconds: float, weights_bytes: int = 0, least: int = LEAST_STEPS) -> Timing:
@@ -140,16 +127,15 @@ def measure(variant: str, way: Way, engine: Engine, n: int, seconds: float, weig
     steps: PcmSlots = HostPcmSlots(slots, n) if way.host_stft else slots
     extra: dict[str, Any] = {}
     try:
-        waits = _Waits(slots.stepper) if isinstance(slots, Resident) else None
-        ms = time_steps(pcm_steps(steps, n), seconds, least)
-        if waits:
+        ms, ran = time_steps(pcm_steps(steps, n), seconds, least)
+        if isinstance(slots, Resident):
             if slots.lost:
                 raise EngineError(f"lost at {n} streams: {slots.lost}")
             moved = bytes_moved(Layout(engine.init_state(1)), weights_bytes, n, slots.stepper.ends)
             bandwidth = slots.stepper.bandwidth()
             nodes = slots.stepper.nodes.get(bucket_for(n), 0)
             extra = {"launches": 1 if nodes else 0, "nodes": nodes, "moved_mb": moved / 1e6, "floor_ms": 1e3 * moved / bandwidth if bandwidth else 0.0}
-            extra["host_us"] = 1e3 * (ms.sum() - sum(waits.ms[-len(ms) :])) / (len(ms) * n)
+            extra["host_us"] = 1e6 * ran / (len(ms) * n)
     finally:
         slots.close()
     p50, p99, p999 = (float(p) for p in np.percentile(ms, [50, 99, 99.9]))

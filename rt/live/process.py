@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from voicewire.engines.engine import EngineError, open_engine
-from voicewire.rt.realtime import try_realtime
+from voicewire.rt.realtime import lock_memory, try_realtime
 from voicewire.rt.stream import Stream, check_task, check_voice
 
 from . import virtual
@@ -251,6 +251,7 @@ def main() -> int:
     sys.setswitchinterval(5e-4)
     # Every thread, the reporting one too: an ordinary thread that is put aside while it holds the interpreter's lock would hold up the real-time ones.
     try_realtime()
+    lock_memory()
     start = json.loads(sys.stdin.readline())
     try:
         return AudioProcess(start["settings"]).run(start["patient"])

@@ -82,9 +82,12 @@ def _strength(message: dict[str, Any]) -> float | None:
 
 def _task(message: dict[str, Any]) -> str:
     try:
-        return check_task(_text(message, "task", "restore"))
+        task = check_task(_text(message, "task", "restore"))
     except ValueError as e:
         raise ProtocolError("bad_field", str(e)) from None
+    if task != "restore":
+        raise ProtocolError("bad_field", f"the relay does not offer the task '{task}' yet; there is: restore")
+    return task
 
 
 def _known(message: dict[str, Any], known: set[str]) -> None:
