@@ -123,6 +123,13 @@ def reply(ws: ClientConnection, *names: str, heard: bytearray | None = None) -> 
             return dict(event)
 
 
+def sound(ws: ClientConnection) -> bytes:
+    """The next message of audio; `stats` may come before it."""
+    while isinstance(message := ws.recv(10), str):
+        pass
+    return message
+
+
 def exchange(ws: ClientConnection, blocks: list[bytes]) -> bytes:
     """Send all blocks and stop; → all audio that came back."""
     heard: list[bytes] = []
