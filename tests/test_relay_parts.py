@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_tools import Running, reply, wait_for
+from relay_tools import Running, reply, sound, wait_for
 from websockets.frames import Frame, Opcode
 
 from tools.relay_peer import Wire, frame
@@ -398,7 +398,7 @@ def test_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ws.send('{"event": "start", "rate": 16000}')
             assert json.loads(ws.recv(5))["event"] == "ready"
             ws.send(bytes(640))
-            assert len(ws.recv(5)) == 640
+            assert len(sound(ws)) == 640
         with socket.create_connection(("127.0.0.1", r.port), 5) as s:
             s.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = s.makefile("rb").read()
