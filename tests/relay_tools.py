@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from voicewire.engines import Engine
 from voicewire.rt.relay.server import Config, Relay
+from voicewire.rt.relay.workers import loop_factory
 
 
 class Running:
@@ -33,7 +34,8 @@ class Running:
             await self.relay.run(ready=self._ready)
 
         try:
-            asyncio.run(main())
+            with asyncio.Runner(loop_factory=loop_factory(self._config)) as runner:  # uvloop where it is installed, as the command
+                runner.run(main())
         except BaseException as e:
             self.failed = e
         self._up.set()
@@ -119,6 +121,13 @@ def reply(ws: ClientConnection, *names: str, heard: bytearray | None = None) -> 
             heard += message
         if isinstance(message, str) and (event := json.loads(message))["event"] in names:
             return dict(event)
+
+
+def sound(ws: ClientConnection) -> bytes:
+    """The next message of audio; `stats` may come before it."""
+    while isinstance(message := ws.recv(10), str):
+        pass
+    return message
 
 
 def exchange(ws: ClientConnection, blocks: list[bytes]) -> bytes:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import struct
+import subprocess
+import sys
 import threading
 import time
 from itertools import islice
@@ -13,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import soundfile as sf
-from relay_tools import Running, exchange, reply, wait_for
+from relay_tools import Running, exchange, reply, sound, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -286,7 +291,7 @@ def test_mistakes_are_told_and_forgiven_a_few_times(wire: Running) -> None:
         ws.send(message)
         assert reply(ws, "error")["code"] == code
     ws.send(bytes(640))
-    assert len(ws.recv(5)) == 640, "the stream did not survive its mistakes"
+    assert len(sound(ws)) == 640, "the stream did not survive its mistakes"
     for _ in range(20):
         ws.send("{")
     with pytest.raises(Exception, match="1008"):
@@ -308,15 +313,79 @@ def test_too_long_a_message_and_silence_before_start() -> None:
 # -- clients that misbehave --------------------------------------------------------------------------------------------
 
 
-def test_clients_killed_at_any_byte_free_their_slot(wire: Running) -> None:
-    talk = frame(b'{"event": "start", "rate": 16000}', 1) + frame(bytes(640)) * 3 + frame(b"half", fin=False) + frame(b'{"event": "stop"}', 1)
+FREED_S = 2.0  # the bar
+
+
+def kill(s: socket.socket, how: str) -> None:
+    """fin: as a process ends that has read all; rst: as one ends that has not, or a firewall that cuts; half: it only says that it will send no more"""
+    if how == "half":
+        s.shutdown(socket.SHUT_WR)
+        return
+    if how == "rst":
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    s.close()
+
+
+@pytest.mark.parametrize("how", ["fin", "rst", "half"])
+def test_clients_killed_at_any_byte_free_their_slot(wire: Running, how: str) -> None:
+    start = frame(b'{"event": "start", "rate": 16000}', 1)
+    talk = start + frame(bytes(640)) * 3 + frame(b"half", fin=False) + frame(b'{"event": "stop"}', 1)
     rng = np.random.default_rng(0)
+    sockets = []
     for at in [*range(0, 60), *sorted(rng.integers(60, len(talk), 60))]:
         s = Peer(wire.port).socket
+        sockets.append(s)
         s.sendall(talk[:at])
-        s.close()
-    assert wait_for(lambda: wire.used == 0 and not wire.relay.sessions, 2.0)
+        if at >= len(start) and at % 7 == 0:  # not only before the server has begun with it
+            assert wait_for(lambda: wire.used > 0)
+        kill(s, how)
+    assert wait_for(lambda: wire.used == 0 and not wire.relay.sessions, FREED_S)
     assert len(exchange(wire.start(), [bytes(640)])) == 640 + 960
+    for s in sockets:
+        s.close()
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("how", ["fin", "rst"])
+def test_a_client_killed_while_it_is_not_read_from_frees_its_slot(wire: Running, how: str, live: bool) -> None:
+    """It sends faster than it reads, until the server reads no further from it (files) or sends no more (live)."""
+    peer = Peer(wire.port)
+    peer.socket.sendall(frame(json.dumps({"event": "start", "rate": 48000, "live": live}).encode(), 1))
+    peer.message()
+    peer.socket.setblocking(False)
+    audio, sent = memoryview(frame(bytes(60000)) * 400), 0
+    (session, connection) = next(iter(wire.relay.sessions.values()))
+
+    def stuck() -> bool:
+        nonlocal sent
+        with contextlib.suppress(BlockingIOError):
+            while sent < len(audio):
+                sent += peer.socket.send(audio[sent : sent + 65536])
+        return connection.clogged and (live or session.held)
+
+    assert wait_for(stuck, 20), "the client was taken for one that reads"
+    kill(peer.socket, how)
+    assert wait_for(lambda: wire.used == 0, FREED_S)
+
+
+def test_a_client_process_that_is_killed_frees_its_slot(wire: Running) -> None:
+    code = f"""
+import sys, time
+sys.path[:0] = {sys.path!r}
+from websockets.sync.client import connect
+ws = connect({wire.url!r}, compression=None, proxy=None)
+ws.send('{{"event": "start", "rate": 16000}}')
+while True:
+    ws.send(bytes(640))
+    time.sleep(0.02)
+"""
+    client = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        assert wait_for(lambda: wire.used == 1, 30)
+    finally:
+        client.kill()
+        client.wait()
+    assert wait_for(lambda: wire.used == 0, FREED_S)
 
 
 def test_a_network_that_vanishes_costs_a_slot_for_a_moment_only() -> None:
@@ -406,7 +475,7 @@ def test_a_flood_of_tiny_messages_is_read_slowly() -> None:
         assert session.tally.samples_in < 20_000, "the flood was read at full speed"
         ws = r.start()
         ws.send(bytes(640))
-        assert len(ws.recv(2)) == 640, "the neighbour was not served"
+        assert len(sound(ws)) == 640, "the neighbour was not served"
         s.close()
 
 
@@ -417,7 +486,7 @@ def test_drain_says_goaway_waits_and_ends() -> None:
     with Running(Wire(), max_streams=2, limits=Limits(drain_s=20)) as r:
         ws = r.start()
         ws.send(bytes(640))
-        assert len(ws.recv(5)) == 640
+        assert len(sound(ws)) == 640
         r.drain()
         assert reply(ws, "goaway")["deadline_ms"] > 19000
         with pytest.raises((InvalidStatus, ConnectionClosed, OSError)):

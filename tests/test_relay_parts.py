@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_tools import Running, reply, wait_for
+from relay_tools import Running, reply, sound, wait_for
 from websockets.frames import Frame, Opcode
 
 from tools.relay_peer import Wire, frame
@@ -269,9 +270,11 @@ def test_workers_share_a_port_and_streams_move_when_one_is_emptied(engine: Engin
         assert wait_for(lambda: sum('"listen"' in line for line in lines) == 2, 60), lines
         x = to_int16(noisy[:32000])
 
-        async def talk(at: int) -> tuple[np.ndarray, int]:
+        async def talk(at: int) -> tuple[np.ndarray, int, float]:
+            """→ what came back, moves, the longest time without sound, in s"""
             async with Client(f"ws://127.0.0.1:{port}", 16000) as client:
                 heard: list[np.ndarray] = []
+                came: list[float] = []
 
                 async def feed() -> None:
                     for k in range(0, len(x), 320):
@@ -285,16 +288,19 @@ def test_workers_share_a_port_and_streams_move_when_one_is_emptied(engine: Engin
                 feeding = asyncio.create_task(feed())
                 while (y := await client.receive()) is not None:
                     heard.append(y)
+                    came.append(time.monotonic())
                 await feeding
-                return np.concatenate(heard)[:, 0], client.moves
+                return np.concatenate(heard)[:, 0], client.moves, float(np.diff(came).max()) - 0.02
 
-        async def all_four() -> list[tuple[np.ndarray, int]]:
+        async def all_three() -> list[tuple[np.ndarray, int, float]]:
             return await asyncio.gather(*(talk(i) for i in range(3)))
 
-        results = asyncio.run(all_four())
+        results = asyncio.run(all_three())
+        for _, moves, gap_s in results:  # the bar is 100 ms; how fast this machine is just now is not for a test to judge (tools.bench_move)
+            print(f"a stream that {'moved' if moves else 'stayed'}: {1e3 * gap_s:.0f} ms without sound at most")
         want = Stream(16000, engine=engine).process(x)
-        assert all(np.array_equal(y[: len(x)], want) for y, _ in results)
-        assert 1 <= sum(moves for _, moves in results) <= 2, "no stream lived on the worker that was emptied, or both workers were"
+        assert all(len(y) == len(x) + 480 and np.array_equal(y[: len(x)], want) for y, *_ in results), "samples were lost, doubled or changed on the way"
+        assert 1 <= sum(moves for _, moves, _ in results) <= 2, "no stream lived on the worker that was emptied, or both workers were"
         with socket.create_connection(("127.0.0.1", port), 5) as s:
             s.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"200" in s.recv(100)
@@ -392,7 +398,7 @@ def test_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ws.send('{"event": "start", "rate": 16000}')
             assert json.loads(ws.recv(5))["event"] == "ready"
             ws.send(bytes(640))
-            assert len(ws.recv(5)) == 640
+            assert len(sound(ws)) == 640
         with socket.create_connection(("127.0.0.1", r.port), 5) as s:
             s.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = s.makefile("rb").read()

@@ -9,6 +9,7 @@ One server process (`--server-core`), one load process (`--load-core`). Every st
 added: from sending a message to receiving the one that answers it. step: one batched step; frame: from a frame's arrival to the end of its step;
 both from the server. CPU is of the server process, all its threads, per message that was answered; kept waiting: how long they were ready to run and
 another process had the core, or one of their own: where that is much, the delays are the machine's. late: frames that took longer than a frame.
+unseen: answers left out of `added`, because the load process itself did not get its core for 3 ms before it saw them.
 """
 
 from __future__ import annotations
@@ -31,27 +32,32 @@ from websockets.exceptions import ConnectionClosed
 from tools.relay_peer import Peer, Wire, frame
 from voicewire.engines.engine import Engine, open_engine
 from voicewire.rt.realtime import try_realtime
+from voicewire.rt.relay.limits import Limits
 from voicewire.rt.relay.server import Config, Relay
 from voicewire.rt.relay.slots import Batching, StepTime
 from voicewire.rt.relay.workers import loop_factory, settle
 
 FRAME_S, RATE = 0.02, 16000
+BLIND_S = 0.003
+LOOK_S = 0.0003  # the load process looks so often: were it waiting, every answer would have the server wake it, which no client elsewhere asks for
 
 
-def serve(engine_name: str, streams: int, batch: int, wait: float) -> None:
-    """The server process: prints its port, and at the end the times of its steps."""
+def serve(engine_name: str, streams: int, batch: int, wait: float, timed: bool) -> None:
+    """The server process: prints its port, and at the end, if timed, the times of its steps."""
     engine: Engine = Wire() if engine_name == "wire" else open_engine(engine_name)
     times: list[StepTime] = []
     settle()
     try_realtime()  # as a server that has the core for itself would run
 
     async def main() -> None:
-        relay = Relay(engine, Config(port=0, max_streams=streams, batching=Batching(batch, wait)))
-        counted = relay.metrics.stepped
-        relay.metrics.stepped = lambda t: (times.append(t), counted(t))[1]  # type: ignore[method-assign, func-returns-value]
+        limits = Limits(late_frames=10**6)  # whoever comes is admitted, however busy this machine is
+        relay = Relay(engine, Config(port=0, max_streams=streams, batching=Batching(batch, wait), limits=limits))
+        if timed:
+            counted = relay.metrics.stepped
+            relay.metrics.stepped = lambda t: (times.append(t), counted(t))[1]  # type: ignore[method-assign, func-returns-value]
         await relay.run(ready=lambda port: print(port, flush=True))
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(Config())) as runner:
         runner.run(main())
     if not times:
         return
@@ -79,7 +85,7 @@ def echo() -> None:
             await ended.wait()
 
     try_realtime()
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(Config())) as runner:
         runner.run(main())
 
 
@@ -127,8 +133,9 @@ def load(port: int, pid: int, streams: int, seconds: float) -> dict[str, Any]:
         poll.register(s, select.EPOLLIN)
     sent: list[list[float]] = [[] for _ in sockets]
     delays: list[list[float]] = [[] for _ in sockets]
+    seen: list[list[bool]] = [[] for _ in sockets]  # by a look that came in time
     total, k, behind = int(seconds / FRAME_S) * streams, 0, 0.0
-    begin = time.perf_counter()
+    begin = look = time.perf_counter()
     end = begin + seconds + 2
     answered, marks, shares = 0, list[_Cpu](), [0.3, 0.8]
     while answered < total and (now := time.perf_counter()) < end:
@@ -140,8 +147,9 @@ def load(port: int, pid: int, streams: int, seconds: float) -> dict[str, Any]:
             sockets[k % streams].send(block)
             sent[k % streams].append(time.perf_counter())
             k += 1
-        left = begin + k * FRAME_S / streams - time.perf_counter() if k < total else 0.01
-        for fd, _ in poll.poll(min(0.01, max(0.0, left))):
+        time.sleep(LOOK_S)
+        last_look, look = look, time.perf_counter()
+        for fd, _ in poll.poll(0):
             i = which[fd]
             peers[i].fill()
             now = time.perf_counter()
@@ -149,16 +157,18 @@ def load(port: int, pid: int, streams: int, seconds: float) -> dict[str, Any]:
                 opcode, payload = got
                 if opcode == 2 and len(payload) == len(noise):
                     delays[i].append(now - sent[i][len(delays[i])])
+                    seen[i].append(look - last_look < BLIND_S)
                     answered += 1
                 elif opcode == 9:
                     sockets[i].send(frame(payload, 10))
-    flat = [d for one in delays for d in one[len(one) // 5 :]]
+    flat = [(d, ok) for one, oks in zip(delays, seen, strict=True) for d, ok in list(zip(one, oks, strict=True))[len(one) // 5 :]]
     for s in sockets:
         s.close()
     first, last = marks
     wall, run, waited, done = (b - a for a, b in zip(first, last, strict=True))
     return {
-        "messages": answered, "expected": total, "added": _percentiles(flat), "load_behind_ms": round(behind * 1e3, 1),
+        "messages": answered, "expected": total, "added": _percentiles([d for d, ok in flat if ok]),
+        "unseen": round(1 - sum(ok for _, ok in flat) / len(flat), 4), "load_behind_ms": round(behind * 1e3, 1),
         "cpu": round(run / wall, 3), "us_per_message": round(1e6 * run / max(1, done), 1), "waited": round(waited / wall, 3),
     }  # fmt: skip
 
@@ -171,7 +181,7 @@ def run(engine: str, streams: int, seconds: float, batch: int, wait: float, serv
     port = int(server.stdout.readline())
     role = ["--role", "load", "--port", str(port), "--pid", str(server.pid), "--seconds", str(seconds)]
     loader = subprocess.run(["taskset", "-c", str(load_core), *command, *role], stdout=subprocess.PIPE, text=True, check=True)
-    row: dict[str, Any] = {"engine": engine, "loop": type(loop_factory()).__module__, "streams": streams, **json.loads(loader.stdout)}
+    row: dict[str, Any] = {"engine": engine, "loop": type(loop_factory(Config())()).__module__, "streams": streams, **json.loads(loader.stdout)}
     server.terminate()
     return row | json.loads(server.communicate()[0] or "{}")
 
@@ -186,7 +196,7 @@ def show(row: dict[str, Any]) -> None:
         f"| {row['engine']}, {row['loop'].partition('.')[0]} | {row['streams']} | {row['cpu']:.2f} | {row['us_per_message']:.0f} | {row['waited']:.0%} "
         f"| {three(row['added'])} | {row['batch']:.1f} | "
         f"{three(row['step'])} | {three(row['frame'])} | {row['late']} of {row['frames']} | {row['messages'] / row['expected']:.1%} "
-        f"| {row['load_behind_ms']} |",
+        f"| {row['unseen']:.1%} | {row['load_behind_ms']} |",
         flush=True,
     )
 
@@ -202,6 +212,7 @@ def main() -> int:
     p.add_argument("--load-core", type=int, default=0)
     p.add_argument("--json", action="store_true")
     p.add_argument("--role", choices=("serve", "load"), help=argparse.SUPPRESS)
+    p.add_argument("--untimed", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("--port", type=int, help=argparse.SUPPRESS)
     p.add_argument("--pid", type=int, help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -210,7 +221,7 @@ def main() -> int:
         echo()
         return 0
     if a.role == "serve":
-        serve(a.engine, int(a.streams), batch, a.wait)
+        serve(a.engine, int(a.streams), batch, a.wait, not a.untimed)
         return 0
     if a.role == "load":
         print(json.dumps(load(a.port, a.pid, int(a.streams), a.seconds)))
@@ -219,9 +230,9 @@ def main() -> int:
     if not a.json:
         print(
             "| engine, loop | streams | CPU cores | µs a message | kept waiting | added p50 / p99 / p99.9 ms | batch | step ms | frame ms | late "
-            "| answered | load behind ms |"
+            "| answered | unseen | load behind ms |"
         )
-        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     counts = iter(range(1, 512)) if a.streams == "auto" else iter(int(t) for t in a.streams.split(","))
     for n in counts:
         rows.append(run(a.engine, n, a.seconds, batch, a.wait, a.server_core, a.load_core))

@@ -162,7 +162,7 @@ def _note(told: Counter[str], error: dict[str, Any] | None, peer: Peer) -> bool:
     return error is not None
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
     with open(f"/proc/{pid}/statm") as f:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -175,25 +175,27 @@ def main() -> int:
     a = p.parse_args()
     server = None
     if a.port is None:
-        command = [sys.executable, "-m", "tools.bench_relay", "--engine", "wire", "--streams", "8", "--role", "serve"]
+        command = [sys.executable, "-m", "tools.bench_relay", "--engine", "wire", "--streams", "8", "--role", "serve", "--untimed"]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         a.port = int(server.stdout.readline())
     part, done, begin, sizes = max(1, a.messages // 20), 0, time.monotonic(), []
     total, neighbour = Counter[str](), Neighbour(a.port)
-    while done < a.messages:
-        told = torment(a.port, min(part, a.messages - done), a.seed + done)
-        done += told["messages"]
-        total += told
+    try:
+        while done < a.messages:
+            told = torment(a.port, min(part, a.messages - done), a.seed + done)
+            done += told["messages"]
+            total += told
+            if server:
+                sizes.append(rss_mb(server.pid))
+                print(f"{done} messages, {time.monotonic() - begin:.0f} s, server {sizes[-1]:.1f} MB", file=sys.stderr, flush=True)
+    finally:
+        neighbour.over.set()
+        neighbour.join(10)
+        alive = server is None or server.poll() is None
         if server:
-            sizes.append(_rss_mb(server.pid))
-            print(f"{done} messages, {time.monotonic() - begin:.0f} s, server {sizes[-1]:.1f} MB", file=sys.stderr, flush=True)
-    neighbour.over.set()
-    neighbour.join(10)
-    alive = server is None or server.poll() is None
-    if server:
-        server.terminate()
-        server.wait(30)
+            server.terminate()
+            server.wait(30)
     seen = {"alive": alive, "neighbour_missed_samples": neighbour.missing, "rss_mb": sizes, "seconds": round(time.monotonic() - begin)}
     print(json.dumps(dict(total) | seen))
     return 0 if alive and total["unanswered"] == 0 == neighbour.missing else 1

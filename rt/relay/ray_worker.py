@@ -109,7 +109,7 @@ class Worker:
 
         settle()
         try:
-            with asyncio.Runner(loop_factory=loop_factory) as runner:
+            with asyncio.Runner(loop_factory=loop_factory(self._config)) as runner:
                 runner.run(serve())
             self._over = True
         except BaseException as e:

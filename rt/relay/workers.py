@@ -55,14 +55,14 @@ def logs() -> None:
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # clients that vanish are no news
 
 
-def loop_factory() -> asyncio.AbstractEventLoop:
-    """uvloop where it is installed (extra `[fast]`): a third less work a message."""
+def loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop where it is installed (extra `[fast]`): a third less work a message. Not with TLS: there it reads what TlsFirst wants to look at first."""
     try:
         import uvloop
     except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
+        return asyncio.new_event_loop
+    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return asyncio.new_event_loop if config.certificate else made
 
 
 def settle() -> None:
@@ -85,7 +85,7 @@ def run_one(config: Config, place: Place | None = None, ready: Callable[[int], N
     async def main() -> None:
         await Relay(open_engine(config.engine), config).run(place, ready)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(config)) as runner:
         runner.run(main())
 
 

@@ -21,8 +21,8 @@ import pytest
 import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relay_tools import Running, wait_for
 
-from tests.relay_tools import Running, wait_for
 from tools.relay_peer import Wire
 from voicewire.rt.cli import main
 from voicewire.rt.relay import send
@@ -165,6 +165,27 @@ def test_a_relay_that_comes_back_is_found_again_and_nothing_is_lost(live: bool) 
     assert same[-RATE // 2 :].all()
     assert client.reconnects == 2
     assert [("connecting again" in line, "connected again after" in line) for line in said] == [(True, False), (False, True)] * 2, said
+
+
+def test_a_relay_that_is_emptied_and_started_again_is_found_again() -> None:
+    """SIGTERM to a lone server: `goaway`, and nowhere to go."""
+    relay, said, x = Again(), list[str](), voice(2)
+
+    def restart() -> None:
+        relay.running.__exit__()
+        relay.start()
+
+    async def go() -> np.ndarray:
+        async with Client(relay.url, RATE, live=False, say=said.append) as client:
+            return await talk(client, x, {40: restart})
+
+    try:
+        y = asyncio.run(go())
+    finally:
+        relay.end()
+    assert np.array_equal(y[LATENCY:], x)
+    words = ("is being emptied", "connecting again", "connected again after")
+    assert len(said) == 3 and all(word in line for word, line in zip(words, said, strict=True)), said
 
 
 def test_a_reset_in_the_middle_of_a_timed_file_costs_nothing() -> None:
