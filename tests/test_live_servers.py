@@ -45,7 +45,10 @@ class LiveCommand:
 
     def __init__(self, sound: SoundServer, *options: str) -> None:
         env = sound.env | {"PYTHONPATH": ".links"}
-        self.process = subprocess.Popen([*VOICEWIRE, "live", "--json", *options], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [*VOICEWIRE, "live", "--json", *options], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that a script runs in the background ignore Ctrl-C, and so would it
+        )  # fmt: skip
         self.lines: list[dict[str, Any]] = []
         self.until("opened")
 
@@ -64,7 +67,7 @@ class LiveCommand:
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(10)
+        return self.process.wait(30)
 
     def __enter__(self) -> LiveCommand:
         return self
