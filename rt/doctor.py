@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from voicewire.engines.engine import open_engine
 
-from .realtime import normal, try_realtime
+from .realtime import lock_memory, normal, try_realtime
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ def _scheduling() -> Finding:
         return Finding("note", "no real-time scheduling", why_not)
     normal()
     return Finding("ok", "real-time scheduling is allowed")
+
+
+def _memory() -> Finding:
+    why_not = lock_memory()
+    return Finding("note", "memory is not locked for live audio", why_not) if why_not else Finding("ok", "memory may be locked for live audio")
 
 
 def _sound() -> Iterator[Finding]:
@@ -137,6 +142,7 @@ def findings() -> Iterator[Finding]:
     yield _python()
     yield _engine()
     yield _scheduling()
+    yield _memory()
     yield from _sound()
     yield from _virtual()
     yield _gpu()

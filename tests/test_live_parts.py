@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -263,6 +265,14 @@ def test_a_key_changes_the_task_where_a_talker_is_enrolled() -> None:
         screen.key("t")
     assert live.changes == [{"task": "extract"}, {"task": "restore"}]
     assert "extract" in shown(screen) and "at most 40 dB" in shown(screen)
+
+
+def test_memory_is_locked_or_the_reason_said() -> None:
+    code = "from voicewire.rt.realtime import lock_memory; print(lock_memory()); print(open('/proc/self/status').read())"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ".links"}, capture_output=True, text=True, check=True)
+    why_not, status = done.stdout.split("\n", 1)
+    locked_kb = int(next(line for line in status.splitlines() if line.startswith("VmLck:")).split()[1])
+    assert (locked_kb > 10_000) if not why_not else (locked_kb == 0 and "memory" in why_not)
 
 
 def test_service_file_names_this_python(capsys: pytest.CaptureFixture[str]) -> None:
