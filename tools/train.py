@@ -72,6 +72,7 @@ class Run(TimedRun):
             self.model.voice.requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
+        self.norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
         if recipe.data.extract and self.model.voice is None:
             raise ValueError("[data] extract needs a model with voices: set voice_dim in [model]")
         if init and not self.resumed:
@@ -106,15 +107,18 @@ class Run(TimedRun):
             self.optimiser.param_groups[0]["lr"] = lr
             mix, target, *more = (a.to(self.device, non_blocking=True) for a in arrays)
             self.model.train()
+            if data.extract:  # batches of two tasks have two statistics; the ones that are used afterwards would be neither
+                for norm in self.norms:
+                    norm.eval()
             with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
                 y = enhance(self.model, mix, task, *more)
             loss, parts = loss_of[task](y.float(), target, mix)
-            norm = clip_and_step(self.model, self.optimiser, loss, t.clip)
+            grad = clip_and_step(self.model, self.optimiser, loss, t.clip)
             self.step += 1
             self.hours += mix.numel() / mixer.rate / 3600
             self.average(t.ema)
             named = parts if task == "restore" else {f"{task}_{k}": v for k, v in parts.items()}
-            self.log({"loss": loss.item(), "grad": norm, **named, "lr": lr}, headline)
+            self.log({"loss": loss.item(), "grad": grad, **named, "lr": lr}, headline)
 
 
 def headline(row: dict[str, float]) -> str:
