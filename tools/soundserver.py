@@ -115,9 +115,7 @@ class SoundServer:
             self._spawn("pipewire", "-c", "voicewire-pulse.conf")
         self._wait("server", lambda: subprocess.run(["pactl", "info"], env=self.env, capture_output=True).returncode == 0)
         for module in _DEVICES:
-            # without it PulseAudio's null sink takes its first 2 s in one piece
-            quick = ["norewinds=1"] if self.kind == "pulseaudio" and module.startswith("module-null-sink") else []
-            self.pactl("load-module", *module.format(rate=self.mic_rate).split(), *quick)
+            self.pactl("load-module", *module.format(rate=self.mic_rate).split())
         self.pactl("set-default-sink", "speaker")
         self.pactl("set-default-source", "mic")
         self._wait("microphone", lambda: "\tmic\t" in self.pactl("list", "short", "sources"))

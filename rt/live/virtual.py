@@ -115,22 +115,12 @@ def create(kind: str, owner: int) -> list[int]:
         made: list[int] = []
         try:
             for module, arguments in _parts(kind, owner):
-                made.append(_load(pulse, module, arguments))
+                made.append(pulse.module_load(module, arguments))
             _appear(pulse, f"{SPEAKER}.monitor" if kind == "speaker" else MICROPHONE)
         except Exception:
             _unload(pulse, made)
             raise
     return made
-
-
-def _load(pulse: Any, module: str, arguments: str) -> int:
-    """PulseAudio's null sink takes its first 2 s in one piece, all silence, unless it may not rewind (50 ms then; since version 14)."""
-    if module == "module-null-sink" and "PipeWire" not in pulse.server_info().server_name:
-        from pulsectl import PulseError  # only Linux has it
-
-        with contextlib.suppress(PulseError):
-            return int(pulse.module_load(module, f"{arguments} norewinds=1"))
-    return int(pulse.module_load(module, arguments))
 
 
 def _appear(pulse: Any, source: str) -> None:
