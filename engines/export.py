@@ -152,8 +152,7 @@ def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> F
         states = [model.init_state(1, task) for task in TASKS]
     k, v = (torch.cat([s[f"trunk.prefix_{name}"][:, :, 0] for s in states]).numpy() for name in "kv")
     np.savez(out / "prefix.npz", k=k, v=v)
-    tasks = ["restore", *(["extract"] if model.cfg.voice_dim else [])]
-    meta = {"tasks": tasks, "config": model.cfg.to_dict(), "weights": fingerprint(model), "steps": core["step"], "audio_hours": round(core["hours"], 2)}
+    meta = {"config": model.cfg.to_dict(), "weights": fingerprint(model), "steps": core["step"], "audio_hours": round(core["hours"], 2)}
     (out / "model.json").write_text(json.dumps(meta, indent=1) + "\n")
     return model
 

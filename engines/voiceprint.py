@@ -21,7 +21,7 @@ from .stft import analyse, hop_samples
 VERSION = 1
 VOICE_PARTS = ("k", "v", "gain", "offset")
 FRAMES_PER_SECOND = HOPS_PER_SECOND // HOPS_PER_FRAME
-LEAST_S, MOST_S = 2.0, 30.0
+LEAST_S, MOST_S = 1.0, 30.0
 ROW = 1  # of the pinned prefix; row 0 is the task
 
 
@@ -88,7 +88,7 @@ def spoken(x: F32, rate: int) -> F32:
 def enrol(x: F32, rate: int, folder: Path = WEIGHTS) -> Voiceprint:
     """x: [samples] of one talker, float32, rate 8,000 to 48,000 Hz → the voiceprint.
 
-    ValueError for less than 2 s of speech, EngineError where the weights know no voices.
+    ValueError for less than 1 s of speech, EngineError where the weights know no voices.
     """
     import onnxruntime as ort
 

@@ -47,7 +47,7 @@ def run(a: argparse.Namespace, console: Console) -> int:
 
 
 def of_samples(x: F32, rate: int) -> Voiceprint:
-    """x: [samples, channels]. ValueError for less than 2 s of speech."""
+    """x: [samples, channels]. ValueError for less than 1 s of speech."""
     return enrol(x.mean(1), rate)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+from test_training import RECIPE as TINY
 
 from tools.prepare import prepare
 from tools.talkers import Talkers
@@ -29,31 +30,9 @@ from voicewire.rt import enroll
 from voicewire.rt.cli import main
 from voicewire.rt.stream import Stream
 
-RECIPE = """
-[model]
-channels = 8
-width = 8
-bands = 8
-mix_groups = 2
-blocks = 2
-trunk_dim = 16
-trunk_layers = 1
-trunk_heads = 2
-window_frames = 20
-voice_dim = 6
-voice_channels = 8
-[data]
-cache = "{cache}"
-batch = 2
-seconds = 1.0
-workers = 0
-extract = 0.5
-people = 2
-[train]
-warmup_steps = 1
-checkpoint_minutes = 0.0
-lr = 0.01
-"""
+RECIPE = TINY.replace("[data]", "voice_dim = 6\nvoice_channels = 8\n[data]\nextract = 0.5\npeople = 2").replace(
+    "warmup_steps = 2", "warmup_steps = 1\nlr = 0.01"
+)
 
 
 def talker(pitch_hz: float, seconds: float = 3.0, rate: int = 16000) -> np.ndarray:
@@ -102,7 +81,7 @@ def voices(weights: Path) -> tuple[Voiceprint, Voiceprint]:
 
 
 def test_mixtures_with_an_enrolment(cache: Path) -> None:
-    """Pure, aligned, and of one talker: with nobody else the target is what the enrolment is made of."""
+    """The same batch for the same number, of the right shapes and levels; sometimes the talker says nothing."""
     a, b = Talkers(cache, 1, 2, 1.0), Talkers(cache, 1, 2, 1.0)
     silent = 0
     for i in range(30):
@@ -212,7 +191,7 @@ def test_enrolment_is_the_models_own(weights: Path, voices: tuple[Voiceprint, Vo
     np.testing.assert_allclose(made.parts["k"], state["trunk.prefix_k"][:, :, 1], atol=1e-5)
     quiet = enrol(0.01 * x, 16000, weights)
     np.testing.assert_allclose(quiet.voice, made.voice, atol=0.02)
-    assert np.abs(voices[0].voice - voices[1].voice).max() > 0.1
+    assert np.abs(voices[0].voice - voices[1].voice).max() > 0.04  # more than the level may do
 
 
 def test_swapping_the_voice_midstream(small: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:

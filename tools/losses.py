@@ -96,12 +96,12 @@ def _compressed(x: Tensor, n_fft: int, hop: int) -> tuple[Tensor, Tensor]:
 class EnhanceLoss(nn.Module):
     """Compressed complex + magnitude error at three resolutions, logarithmic error ratio, loudness disturbance.
 
-    `parts` of the result are detached, for the log.
+    left: weight of what is left, in log10 of its share of the mixture, where the target is silent. `parts` of the result are detached, for the log.
     """
 
-    def __init__(self, snr: float, perceptual: float, missing: float = MISSING) -> None:
+    def __init__(self, snr: float, perceptual: float, missing: float = MISSING, left: float = 0.0) -> None:
         super().__init__()
-        self.snr, self.perceptual, self.missing = snr, perceptual, missing
+        self.snr, self.perceptual, self.missing, self.left = snr, perceptual, missing, left
         self.loudness = Loudness()
 
     def forward(self, y: Tensor, target: Tensor, mix: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -121,5 +121,7 @@ class EnhanceLoss(nn.Module):
         ratio = (ratio * speaks).sum() / speaks.sum().clamp_min(1)
         loud = (self.loudness(y, target) * speaks).sum() / speaks.sum().clamp_min(1)
         total = 20 * spectral / len(RESOLUTIONS) + self.snr * ratio + self.perceptual * loud
+        if self.left:
+            total = total + self.left * ((y.square().mean(1) / LOUD**2 + 1e-3).log10() * ~speaks).mean()
         parts = {"spectral": spectral.item(), "error_db": 10 * ratio.item(), "loudness": loud.item()}
         return total, parts

@@ -99,7 +99,7 @@ class Talkers(Mixer):
         loud = _loud(target)
         kind = rng.random()
         mix = wet.copy()
-        if kind < 0.12:  # the target says nothing
+        if kind < 0.2:  # the target says nothing
             mix, target = mix * 0, target * 0
         if kind < 0.9:
             for _ in range(1 if rng.random() < 0.85 else 2):

@@ -4,7 +4,7 @@
     python -m tools.train runs/more --recipe … --init engines/weights --minutes 30      # warm restart, from released weights or a .pt
     python -m tools.train runs/tasks --recipe … --init … --voice runs/voice/last.pt     # with [data] extract > 0: two tasks, one model
 
-Runs on one or two CPU cores or on CUDA (bf16) from the same recipe. Leaves RUN/last.pt (to resume), RUN/step-N.pt (weights only)
+Runs on one or two CPU cores or on CUDA from the same recipe, in bfloat16 where the machine has it. Leaves RUN/last.pt (to resume), RUN/step-N.pt (weights only)
 and TensorBoard events; the learning rate is flat and falls in the last `decay_share` of the box.
 """
 
@@ -27,8 +27,11 @@ from voicewire.engines.net.spectrum import istft, stft
 from .losses import EnhanceLoss
 from .mixer import Mixer
 from .recipe import Recipe, load
-from .run import TimedRun, clip_and_step, command, rate
+from .run import TimedRun, bf16, clip_and_step, command, rate
 from .talkers import Talkers
+
+
+ENCODER = 0.1  # of the learning rate: what tools.train_voice has learnt of many talkers is soon forgotten
 
 
 class Batches(Dataset[tuple[str, tuple[np.ndarray, ...]]]):
@@ -52,8 +55,7 @@ def enhance(model: Model, x: Tensor, task: str = "restore", enrolment: Tensor | 
     voice = None
     if enrolment is not None:
         assert model.voice is not None
-        with torch.no_grad():  # the encoder stays as tools.train_voice left it
-            voice = model.voice.eval()(stft(enrolment, 160)[:, :, :CORE_BINS])
+        voice = model.voice(stft(enrolment, 160)[:, :, :CORE_BINS])
     spec = stft(x, 160)
     s = model(spec[:, :, :CORE_BINS], task, voice)
     y = torch.nn.functional.pad(s, (0, 0, 0, spec.shape[2] - CORE_BINS))
@@ -68,9 +70,9 @@ class Run(TimedRun):
         self.recipe, self.device = recipe, device
         self.model = Model(recipe.model).to(device)
         self.ema = copy.deepcopy(self.model).eval()
-        if self.model.voice is not None:
-            self.model.voice.requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
+        rest = [p for name, p in self.model.named_parameters() if not name.startswith("voice.")]
+        groups = [{"params": rest}] + ([{"params": list(self.model.voice.parameters())}] if self.model.voice is not None else [])
+        self.optimiser = torch.optim.AdamW(groups, recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         self.norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
         if recipe.data.extract and self.model.voice is None:
@@ -96,21 +98,22 @@ class Run(TimedRun):
         t, data = self.recipe.train, self.recipe.data
         loss_of = {
             "restore": EnhanceLoss(t.snr, t.perceptual).to(self.device),
-            # who is not sure whom to keep must not keep both
-            "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0).to(self.device),
+            # who is not sure whom to keep must not keep both, and nobody where the talker is not there
+            "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=2 * t.snr).to(self.device),
         }
         mixer = (Talkers if data.extract else Mixer)(Path(data.cache), data.seed, data.batch, data.seconds)
         print("data, hours:", json.dumps(mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
         loader = DataLoader(Batches(mixer, data.extract, self.step), batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
-            self.optimiser.param_groups[0]["lr"] = lr
+            for group, share in zip(self.optimiser.param_groups, (1, ENCODER), strict=False):
+                group["lr"] = share * lr
             mix, target, *more = (a.to(self.device, non_blocking=True) for a in arrays)
             self.model.train()
             if data.extract:  # batches of two tasks have two statistics; the ones that are used afterwards would be neither
                 for norm in self.norms:
                     norm.eval()
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            with bf16(self.device):
                 y = enhance(self.model, mix, task, *more)
             loss, parts = loss_of[task](y.float(), target, mix)
             grad = clip_and_step(self.model, self.optimiser, loss, t.clip)

@@ -4,7 +4,7 @@
     python -m tools.train_codec runs/codec --recipe tools/recipes/codec/cpu.toml --minutes 60        # start, or resume where it was
     python -m voicewire.engines.codec_export runs/codec/last.pt --out weights
 
-Runs on one CPU core or on CUDA (bf16) from the same kind of recipe. Every clean example is encoded and decoded; every degraded one is encoded, so that
+Runs on one CPU core or on CUDA from the same kind of recipe. Every clean example is encoded and decoded; every degraded one is encoded, so that
 its semantic tokens tell the same words, and some are decoded to what was heard. Leaves RUN/last.pt, RUN/step-N.pt and RUN/log.jsonl like tools.train.
 """
 
@@ -28,7 +28,7 @@ from .codec_losses import CodecLoss, semantic_loss
 from .codec_mixer import CodecMixer
 from .codec_recipe import CodecRecipe, CodecTrain, load
 from .discriminator import Discriminator
-from .run import TimedRun, clip_and_step, command, rate
+from .run import TimedRun, bf16, clip_and_step, command, rate
 from .teach import Teacher
 
 HOP = 160
@@ -96,8 +96,7 @@ class Objective:
         t, b = self.t, len(target)
         x = torch.cat([target, mix])
         decoded = b + round(t.degraded_decoded * b)
-        bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
-        with bf16:
+        with bf16(self.device):
             acoustic, semantic, gate = model.encoder.features(stft(x, HOP)[:, :, :CORE_BINS])
         acoustic, semantic = acoustic.float(), semantic.float()
         full = self.rng.random(2 * b) < t.full_layers
@@ -115,7 +114,7 @@ class Objective:
         held = self._held(z[:decoded])
         if held is not None:
             v = v.gather(1, held[..., None].expand_as(v))
-        with bf16:
+        with bf16(self.device):
             spec = model.decoder(v)
         made, real = waveform(spec.float(), x.shape[1]), x[:decoded]
         loss, parts = self.sound(made, real)

@@ -1,6 +1,6 @@
 """A voice as a vector: the enrolment of one talker, and how the model is turned towards it.
 
-The encoder hears the whole enrolment at once (it is not causal and runs once): two dilated convolutions' worth of context over frames of two hops, then
+The encoder hears the whole enrolment at once (it is not causal and runs once): three dilated convolutions over frames of two hops, 0.6 s of context, then
 attentive statistics (Okabe et al. 2018), trained so that two recordings of one talker meet and those of others part (tools.train_voice).
 The turn is a pinned row in the trunk's attention, and gains and offsets of bands and channels (FiLM, Perez et al. 2018).
 """
