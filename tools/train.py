@@ -30,7 +30,6 @@ from .recipe import Recipe, load
 from .run import TimedRun, bf16, clip_and_step, command, rate
 from .talkers import Talkers
 
-
 ENCODER = 0.1  # of the learning rate: what tools.train_voice has learnt of many talkers is soon forgotten
 
 
