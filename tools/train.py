@@ -30,8 +30,6 @@ from .recipe import Recipe, load
 from .run import TimedRun, bf16, clip_and_step, command, rate
 from .talkers import Talkers
 
-ENCODER = 0.1  # of the learning rate: what tools.train_voice has learnt of many talkers is soon forgotten
-
 
 class Batches(Dataset[tuple[str, tuple[np.ndarray, ...]]]):
     """Index i → task and arrays of batch `first + i`: mixtures, targets and, for `extract`, enrolments. Batches are made in worker processes."""
@@ -54,7 +52,8 @@ def enhance(model: Model, x: Tensor, task: str = "restore", enrolment: Tensor | 
     voice = None
     if enrolment is not None:
         assert model.voice is not None
-        voice = model.voice(stft(enrolment, 160)[:, :, :CORE_BINS])
+        with torch.no_grad():  # the encoder stays as tools.train_voice left it: learning along, it knew the training talkers better and no others
+            voice = model.voice.eval()(stft(enrolment, 160)[:, :, :CORE_BINS])
     spec = stft(x, 160)
     s = model(spec[:, :, :CORE_BINS], task, voice)
     y = torch.nn.functional.pad(s, (0, 0, 0, spec.shape[2] - CORE_BINS))
@@ -69,9 +68,9 @@ class Run(TimedRun):
         self.recipe, self.device = recipe, device
         self.model = Model(recipe.model).to(device)
         self.ema = copy.deepcopy(self.model).eval()
-        rest = [p for name, p in self.model.named_parameters() if not name.startswith("voice.")]
-        groups = [{"params": rest}] + ([{"params": list(self.model.voice.parameters())}] if self.model.voice is not None else [])
-        self.optimiser = torch.optim.AdamW(groups, recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
+        if self.model.voice is not None:
+            self.model.voice.requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         self.norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
         if recipe.data.extract and self.model.voice is None:
@@ -105,8 +104,7 @@ class Run(TimedRun):
         loader = DataLoader(Batches(mixer, data.extract, self.step), batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
-            for group, share in zip(self.optimiser.param_groups, (1, ENCODER), strict=False):
-                group["lr"] = share * lr
+            self.optimiser.param_groups[0]["lr"] = lr
             mix, target, *more = (a.to(self.device, non_blocking=True) for a in arrays)
             self.model.train()
             if data.extract:  # batches of two tasks have two statistics; the ones that are used afterwards would be neither
