@@ -97,7 +97,7 @@ class Run(TimedRun):
         loss_of = {
             "restore": EnhanceLoss(t.snr, t.perceptual).to(self.device),
             # who is not sure whom to keep must not keep both, and nobody where the talker is not there
-            "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=2 * t.snr).to(self.device),
+            "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=t.snr).to(self.device),
         }
         mixer = (Talkers if data.extract else Mixer)(Path(data.cache), data.seed, data.batch, data.seconds)
         print("data, hours:", json.dumps(mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
