@@ -86,48 +86,62 @@ class Talkers(Mixer):
         noise = self.noise(rng, "noise" if rng.random() < 0.6 else "made")
         return np.tile(noise, -(-n // len(noise)))[:n]
 
-    def extraction(self, rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(mixture, target, enrolment): [samples], [samples], [enrol_samples] float32. Sometimes the target is silent, sometimes alone."""
-        who = self.person(rng)
+    def talker(self, rng: Rng, who: tuple[int, int], reverberant: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(enrolment [enrol_samples], what is heard of that person [samples], what is wanted of it [samples])"""
         enrol, x = self.two_parts(rng, who, self.enrol_samples, self.n)
         x = degrade.equalise(rng, x, self.rate, 4)
-        wet, target = x, x
+        if not reverberant:
+            return enrol, x, x
+        h = self.room(rng)
+        return enrol, degrade.convolve(x, h), degrade.convolve(x, degrade.early_part(h, self.rate))
+
+    def scene(self, rng: Rng) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """One mixture, one of its talkers, and often another one too: [(mixture [samples], target [samples], enrolment [enrol_samples])], float32.
+
+        Sometimes the talker says nothing, sometimes nobody else does. The same mixture with two enrolments shows what an enrolment is for.
+        """
+        people = [self.person(rng)]
         reverberant = rng.random() < 0.4
-        if reverberant:
-            h = self.room(rng)
-            wet, target = degrade.convolve(x, h), degrade.convolve(x, degrade.early_part(h, self.rate))
+        enrol, wet, target = self.talker(rng, people[0], reverberant)
         loud = _loud(target)
         kind = rng.random()
         mix = wet.copy()
-        if kind < 0.2:  # the target says nothing
+        if kind < 0.2:
             mix, target = mix * 0, target * 0
-        if kind < 0.9:
-            for _ in range(1 if rng.random() < 0.85 else 2):
+        known = [(target, enrol)]
+        for _ in range(0 if kind > 0.9 else 1 if rng.random() < 0.85 else 2):
+            other = self.person(rng)
+            while other in people:
                 other = self.person(rng)
-                while other == who:
-                    other = self.person(rng)
-                y = degrade.equalise(rng, self.two_parts(rng, other, self.enrol_samples, self.n)[1], self.rate, 4)
-                if reverberant:
-                    y = degrade.convolve(y, self.room(rng))
-                sir_db = rng.uniform(-5, 5) if rng.random() < 0.85 else rng.uniform(5, 20)
-                if rng.random() < 0.3:  # the other begins later or stops earlier
-                    at = int(rng.integers(self.n))
-                    y[slice(at) if rng.random() < 0.5 else slice(at, None)] = 0
-                mix += y * np.float32(loud / _loud(y) * 10 ** (-sir_db / 20))
+            people.append(other)
+            enrol, wet, target = self.talker(rng, other, reverberant)
+            sir_db = rng.uniform(-5, 5) if rng.random() < 0.85 else rng.uniform(5, 20)
+            gain = np.full(self.n, loud / _loud(wet) * 10 ** (-sir_db / 20), np.float32)
+            if rng.random() < 0.3:  # begins later or stops earlier
+                at = int(rng.integers(self.n))
+                gain[slice(at) if rng.random() < 0.5 else slice(at, None)] = 0
+            mix += wet * gain
+            if sir_db < 5:
+                known.append((target * gain, enrol))
         if rng.random() < 0.6:
             y = self.some_noise(rng, self.n)
             mix += y * np.float32(loud / max(1e-5, float(np.sqrt((y**2).mean()))) * 10 ** (-rng.uniform(3, 30) / 20))
         mix += rng.standard_normal(self.n).astype(np.float32) * np.float32(loud * 10 ** (-rng.uniform(35, 70) / 20))
-        gain = 10 ** (rng.uniform(-42, -14) / 20) / max(1e-4, float(np.sqrt((mix**2).mean())))
-        gain = np.float32(min(gain, 0.98 / max(1e-4, float(np.abs(mix).max()))))
-        enrol = self.enrolment(rng, enrol)
-        return mix * gain, target * gain, (enrol * np.float32(0.3 / max(1e-4, float(np.abs(enrol).max())))).astype(np.float32)
+        gain_all = 10 ** (rng.uniform(-42, -14) / 20) / max(1e-4, float(np.sqrt((mix**2).mean())))
+        scale = np.float32(min(gain_all, 0.98 / max(1e-4, float(np.abs(mix).max()))))
+        rows = []
+        for target, enrol in known[: 2 if rng.random() < 0.7 else 1]:
+            enrol = self.enrolment(rng, enrol)
+            rows.append((mix * scale, target * scale, (enrol * np.float32(0.3 / max(1e-4, float(np.abs(enrol).max())))).astype(np.float32)))
+        return rows
 
     def extraction_batch(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Batch i of mixtures, targets, enrolments, one an example in every row."""
         rng = np.random.default_rng([self.seed, i, 1])
-        rows = [self.extraction(rng) for _ in range(self.size)]
-        return tuple(np.stack(column) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        while len(rows) < self.size:
+            rows += self.scene(rng)
+        return tuple(np.stack(column[: self.size]) for column in zip(*rows, strict=True))  # type: ignore[return-value]
 
     def likeness_batch(self, i: int, people: int) -> tuple[np.ndarray, np.ndarray]:
         """[2, people, enrol_samples]: two recordings each of `people` different talkers, and the same before microphone, room and noise."""
