@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .codec_config import CodecConfig
 from .codec_engine import CODEC_WEIGHTS
 from .config import CORE_BINS, HOPS_PER_FRAME
-from .export import fingerprint, write_step
+from .export import fingerprint, halved, write_step
 from .net.causal import State
 from .net.codec import Codec
 
@@ -68,7 +68,7 @@ def export_codec(saved: dict[str, Any], out: Path) -> Codec:
     """Write OUT/codec.safetensors (fp16), encode.onnx, decode.onnx and codec.json from a checkpoint of tools.train_codec."""
     out.mkdir(parents=True, exist_ok=True)
     codec = Codec(CodecConfig.from_dict(saved["config"])).eval()
-    kept = {k: v.half() if v.is_floating_point() else v for k, v in saved["ema"].items() if k.rsplit(".", 1)[-1] not in LEARNING}
+    kept = halved({k: v for k, v in saved["ema"].items() if k.rsplit(".", 1)[-1] not in LEARNING})
     _fill(codec, kept)
     save_file({k: v.contiguous() for k, v in kept.items()}, out / "codec.safetensors")
     x = 0.02 * torch.randn(2, HOPS_PER_FRAME, CORE_BINS, 2)

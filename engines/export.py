@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,14 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As they are stored: fp16, but for the statistics of norms, which may lie outside of it. ValueError for weights that are not finite."""
+    kept = {k: v.half() if v.is_floating_point() and not k.rsplit(".", 1)[-1].startswith("running_") else v for k, v in weights.items()}
+    if broken := [k for k, v in kept.items() if not torch.isfinite(v).all()]:
+        raise ValueError(f"{broken[0]} holds numbers that do not fit into fp16 or are not finite; take an earlier checkpoint (step-N.pt)")
+    return kept
+
+
 def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> FullBand:
     """Write OUT/model.safetensors (fp16), model.onnx (weights stored as fp16, computed in fp32), prefix.npz (keys and values
     of the task tokens), model.json, and voice.onnx if the model knows voices."""
@@ -142,7 +152,7 @@ def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> F
     model.core.load_state_dict(core["ema"])
     if high is not None:
         model.high.load_state_dict(high)
-    half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    half = halved(model.state_dict())
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in half.items()})
     save_file({k: v.contiguous() for k, v in half.items()}, out / "model.safetensors")
     export_onnx(model, out / "model.onnx")
@@ -164,7 +174,11 @@ def main() -> int:
     p.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
     a = p.parse_args()
     high = torch.load(a.high, map_location="cpu", weights_only=True)["high"] if a.high else None
-    export(torch.load(a.core, map_location="cpu", weights_only=True), high, a.out)
+    try:
+        export(torch.load(a.core, map_location="cpu", weights_only=True), high, a.out)
+    except ValueError as e:
+        print(f"export: {e}", file=sys.stderr)
+        return 2
     for f in sorted(a.out.iterdir()):
         print(f"{f}  {f.stat().st_size / 1e6:.2f} MB")
     return 0

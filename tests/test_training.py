@@ -18,8 +18,12 @@ from tools.mixer import Mixer
 from tools.prepare import main as prepare_main
 from tools.prepare import prepare
 from tools.recipe import load
+from voicewire.engines.config import ModelConfig
 from voicewire.engines.contract import EngineSteps, verify_contract
 from voicewire.engines.engine import open_engine
+from voicewire.engines.export import export
+from voicewire.engines.export import main as export_main
+from voicewire.engines.net.model import Model
 
 RECIPE = """
 [model]
@@ -188,3 +192,21 @@ def test_train_stop_resume_export_run(cache: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
     text = (tmp_path / "weights" / "model.onnx").read_bytes()
     assert str(Path.cwd()).encode() not in text, "the exported file tells where it was made"
+
+
+def test_export_keeps_what_fp16_cannot_hold(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms' variances beyond 65,504 come from long training; weights that are not finite are refused."""
+    config = ModelConfig(channels=8, width=8, bands=8, mix_groups=2, blocks=2, trunk_dim=16, trunk_layers=1, trunk_heads=2, window_frames=20)
+    torch.manual_seed(0)
+    model = Model(config).eval()
+    state = model.state_dict()
+    state["merge.0.1.running_var"][:] = torch.linspace(1e6, 1e8, 8)
+    saved = {"config": config.to_dict(), "ema": state, "step": 1, "hours": 0.0}
+    back = export(saved, None, tmp_path / "weights").core
+    kept = back.state_dict()
+    for name, value in state.items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()), msg=name)
+    state["up.weight"][0, 0] = float("nan")
+    torch.save(saved, tmp_path / "bad.pt")
+    monkeypatch.setattr(sys, "argv", ["export", str(tmp_path / "bad.pt"), "--out", str(tmp_path / "none")])
+    assert export_main() == 2 and "up.weight" in capsys.readouterr().err
