@@ -27,10 +27,14 @@ def _words() -> WordLlamaInference:
     return wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, dim=SENTENCE_DIM, disable_download=True)
 
 
+def check(text: str) -> str:
+    """The text. ValueError if it is without a word or longer than 200 characters."""
+    if not any(c.isalnum() for c in text) or len(text) > MOST_CHARACTERS:
+        raise ValueError(f"a query is a few words for a sound, like 'a dog barking', and at most {MOST_CHARACTERS} characters")
+    return text
+
+
 def embed(sentences: list[str]) -> F32:
-    """→ [n, 256] float32, unit length. ValueError for one without a word or longer than 200 characters, EngineError without the package."""
-    for text in sentences:
-        if not any(c.isalnum() for c in text) or len(text) > MOST_CHARACTERS:
-            raise ValueError(f"a query is a few words for a sound, like 'a dog barking', and at most {MOST_CHARACTERS} characters")
+    """Sentences that passed `check` → [n, 256] float32, unit length. EngineError without the package."""
     vectors: F32 = np.asarray(_words().embed([" ".join(text.lower().split()).strip(" .!?") for text in sentences], norm=True), np.float32)
     return vectors

@@ -1,4 +1,4 @@
-"""Small weights that know voices, made on the fly through the very commands a user would run; what they have learnt does not matter."""
+"""Small weights that know voices and take queries, made on the fly through the very commands a user would run; what they have learnt does not matter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test_training import RECIPE as TINY
 
 from tools.prepare import prepare
 
-RECIPE = TINY.replace("[data]", "voice_dim = 6\nvoice_channels = 8\n[data]\nextract = 0.5\npeople = 2").replace(
+RECIPE = TINY.replace("[data]", "voice_dim = 6\nvoice_channels = 8\nquery_dim = 256\n[data]\nextract = 0.4\nquery = 0.3\npeople = 2").replace(
     "warmup_steps = 2", "warmup_steps = 1\nlr = 0.01"
 )
 
@@ -26,13 +26,17 @@ def talker(pitch_hz: float, seconds: float = 3.0, rate: int = 16000) -> NDArray[
 
 
 def pack_talkers(root: Path) -> Path:
-    """Three talkers and a fan as the training line wants them; → the cache."""
+    """Three talkers, a fan, and two bells of one label as the training line wants them; → the cache."""
     for name, pitch in (("anna", 210), ("ben", 110), ("cleo", 260)):
         (root / "speech" / name).mkdir(parents=True)
         for i in range(3):
             sf.write(root / "speech" / name / f"{i}.wav", talker(pitch + 3 * i, 2.0), 16000)
     (root / "noise").mkdir()
     sf.write(root / "noise" / "fan.wav", 0.1 * np.random.default_rng(0).standard_normal(32000), 16000)
+    t = np.arange(24000) / 16000
+    for i, hz in enumerate((900, 1300)):
+        sf.write(root / "noise" / f"bell{i}.wav", 0.3 * np.sin(2 * np.pi * hz * t) * np.exp(-4 * t), 16000)
+    (root / "noise" / "manifest.csv").write_text("path,label\nfan.wav,Fan 2\nbell0.wav,a bell ringing\nbell1.wav,a bell ringing\n")
     prepare([("speech", root / "speech"), ("noise", root / "noise")], root / "cache", 16000, 0, 1)
     return root / "cache"
 

@@ -96,6 +96,8 @@ class Run(TimedRun):
         self.norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
         if recipe.data.extract and self.model.voice is None:
             raise ValueError("[data] extract needs a model with voices: set voice_dim in [model]")
+        if recipe.data.extract + recipe.data.query > 1:
+            raise ValueError("[data] extract and query are shares of the steps; together they are more than all")
         if recipe.data.query and self.model.asked is None:
             raise ValueError(f"[data] query needs a model that takes queries: set query_dim = {SENTENCE_DIM} in [model]")
         if init and not self.resumed:
