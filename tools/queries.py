@@ -59,7 +59,7 @@ class Queries(Mixer):
             raise ValueError(f"{cache}: fewer than two kinds of labelled sounds; pack more with tools.prepare (manifest.csv with `label`, wordings.toml)")
         self.near = {name: set(table[name]["near"]) for name in self.names}
         # a kind's share grows with its recordings and their length, up to a point: a kind of which there are two recordings cannot be learnt
-        weight = {name: (min(40, len(s)) * min(300.0, sum(min(n, 10 * self.rate) for _, n in s) / self.rate)) ** 0.5 for name, s in spans.items()}
+        weight = {name: (min(25, len(s)) * min(125.0, sum(min(n, 10 * self.rate) for _, n in s) / self.rate)) ** 0.7 for name, s in spans.items()}
         weight["speech"] = 0.05 * sum(weight.values())
         self.weight = np.array([weight[name] for name in self.names])
         self.captions = {name: embed(table[name]["captions"]) for name in self.names}
@@ -105,36 +105,42 @@ class Queries(Mixer):
         unit: np.ndarray = (v / np.linalg.norm(v)).astype(np.float32)
         return unit
 
-    def query(self, rng: Rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(mixture, target, sentence): [samples], [samples], [256] float32. Sometimes what is asked for is not there, sometimes it is alone."""
+    def scene(self, rng: Rng) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """One mixture, asked for one of its sounds, and often for another one too: [(mixture [samples], target [samples], sentence [256])], float32.
+
+        Sometimes what is asked for is not there, sometimes it is alone. The same mixture with two sentences shows what the words are for.
+        """
         asked = self.kind(rng, set())
         assert asked
-        target = self.sound(rng, asked)
+        sounds = {asked: self.sound(rng, asked)}
         case = rng.random()
-        if case < 0.15:
-            target = target * 0
-        mix = target.copy()
+        if case < 0.12:
+            sounds[asked] *= 0
         heard = set(self.near[asked])  # what may hold the asked sound may not disturb it
-        for _ in range(0 if case > 0.95 else 1 if rng.random() < 0.75 else 2):
+        for _ in range(0 if case > 0.95 else 1 if rng.random() < 0.8 else 2):
             other = self.kind(rng, heard)
             if other is None:
                 break
-            heard |= {other}
-            sir_db = rng.uniform(-5, 5) if rng.random() < 0.7 else rng.uniform(-12, 15)
-            mix += self.sound(rng, other) * np.float32(10 ** (-sir_db / 20))
+            heard |= self.near[other]
+            sir_db = rng.uniform(-6, 6) if rng.random() < 0.75 else rng.uniform(-12, 15)
+            sounds[other] = self.sound(rng, other) * np.float32(10 ** (-sir_db / 20))
+        mix = np.sum(list(sounds.values()), 0)
         if rng.random() < 0.3:
             y = self.noise(rng, "made")
             mix += y * np.float32(10 ** (-rng.uniform(10, 40) / 20) / max(1e-5, float(np.sqrt((y**2).mean()))))
         mix += rng.standard_normal(self.n).astype(np.float32) * np.float32(10 ** (-rng.uniform(35, 70) / 20))
         gain = 10 ** (rng.uniform(-42, -14) / 20) / max(1e-4, float(np.sqrt((mix**2).mean())))
         gain = np.float32(min(gain, 0.98 / max(1e-4, float(np.abs(mix).max()))))
-        return mix * gain, target * gain, self.sentence(rng, asked)
+        names = list(sounds)[: 2 if rng.random() < 0.7 else 1]
+        return [(mix * gain, sounds[name] * gain, self.sentence(rng, name)) for name in names]
 
     def query_batch(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Batch i of mixtures, targets, sentences, one an example in every row."""
         rng = np.random.default_rng([self.seed, i, 4])
-        rows = [self.query(rng) for _ in range(self.size)]
-        return tuple(np.stack(column) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        while len(rows) < self.size:
+            rows += self.scene(rng)
+        return tuple(np.stack(column[: self.size]) for column in zip(*rows, strict=True))  # type: ignore[return-value]
 
 
 def _levelled(rng: Rng, x: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ class Run(TimedRun):
             "restore": EnhanceLoss(t.snr, t.perceptual).to(self.device),
             # who is not sure whom to keep must not keep both, and nobody where the talker is not there
             "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=2 * t.snr).to(self.device),
-            "query": EnhanceLoss(2 * t.snr, 0.0, missing=1.0, left=2 * t.snr).to(self.device),  # (loudness as PESQ has it is about speech)
+            "query": EnhanceLoss(2 * t.snr, 0.0, missing=1.0, left=t.snr).to(self.device),  # (loudness as PESQ has it is about speech)
         }
         batches = Batches(data, self.step)
         print("data, hours:", json.dumps(batches.mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
