@@ -267,6 +267,18 @@ def test_a_key_changes_the_task_where_a_talker_is_enrolled() -> None:
     assert "extract" in shown(screen) and "at most 40 dB" in shown(screen)
 
 
+def test_a_query_is_typed_and_shown() -> None:
+    live = FakeLive("restore", "query")
+    screen = Screen(live)  # type: ignore[arg-type]
+    screen.take({"status": STATUS})
+    assert all(screen.key(k) for k in "/quaim\x7fn")  # q and m are letters now
+    assert "query: quain" in shown(screen) and not live.changes
+    assert all(screen.key(k) for k in "\x1b/rain\r")
+    assert live.changes == [{"query": "rain", "task": "query"}]
+    screen.take({"status": STATUS | {"task": "query", "query": "rain", "query_gain_db": -20.0}})
+    assert "query: rain -20 dB" in shown(screen) and not screen.key("q")
+
+
 def test_memory_is_locked_or_the_reason_said() -> None:
     code = "from voicewire.rt.realtime import lock_memory; print(lock_memory()); print(open('/proc/self/status').read())"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ".links"}, capture_output=True, text=True, check=True)
