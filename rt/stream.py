@@ -20,14 +20,15 @@ from .snapshot import kind, pack, unpack
 ChannelMode = Literal["mix", "each"]
 
 VOICE_OF_ANOTHER = "the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice"
-LIVE_TASKS = ("restore", "extract", "query")
+SERVED_TASKS = ("restore", "extract")  # over the network, too
+LIVE_TASKS = (*SERVED_TASKS, "query")
 
 
-def check_task(task: str) -> str:
+def check_task(task: str, there: tuple[str, ...] = SERVED_TASKS) -> str:
     """The task, or ValueError with a line that says which there are."""
-    if task not in LIVE_TASKS:
-        known = "is planned, not built" if task in TASKS else "is unknown"
-        raise ValueError(f"task '{task}' {known}; there are: {', '.join(LIVE_TASKS)}")
+    if task not in there:
+        known = "is not offered here" if task in LIVE_TASKS else "is planned, not built" if task in TASKS else "is unknown"
+        raise ValueError(f"task '{task}' {known}; there are: {', '.join(there)}")
     return task
 
 
@@ -87,7 +88,7 @@ class Stream:
         hop_samples(rate)  # refuses rates that cannot be processed
         if channels < 1:
             raise ValueError(f"channels must be at least 1, not {channels}")
-        check_task(task)
+        check_task(task, LIVE_TASKS)
         if mode not in ("mix", "each"):
             raise ValueError(f"channel mode '{mode}' is unknown; there are: mix, each")
         self.engine: Engine = engine or open_engine()
@@ -133,7 +134,7 @@ class Stream:
 
     def ask(self, task: str, voice: Voiceprint | None = None) -> None:
         """Another task, talker or sound, from the next frame on. What was heard is not forgotten; the overlapping windows make the cross-fade."""
-        check_voice(check_task(task), voice, self.engine)
+        check_voice(check_task(task, LIVE_TASKS), voice, self.engine)
         fresh = first_state(self.engine, self._slots, task, voice)
         with self._lock:
             self.task, self.voice = task, voice
