@@ -40,8 +40,8 @@ def test_mixtures_with_an_enrolment(talkers_cache: Path) -> None:
         for again, first in zip(b.extraction_batch(i), (mix, target, heard), strict=True):
             assert np.array_equal(again, first)
     assert 2 <= silent <= 20, "sometimes the talker says nothing"
-    pairs = a.likeness_batch(0, 3)
-    assert pairs.shape == (2, 3, 48000)
+    pairs, clean = a.likeness_batch(0, 3)
+    assert pairs.shape == clean.shape == (2, 3, 48000) and not np.array_equal(pairs, clean)
 
 
 def test_two_parts_of_a_person_share_nothing(talkers_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 LOUD = 0.05  # RMS that targets are brought to
 MISSING = 4.0  # speech taken away costs words; noise left over costs comfort (asymmetric loss of VoiceFilter-Lite, Wang et al. 2020)
+QUIET = 3e-3  # of the mixture's power may be left where there should be silence: 25 dB less is enough
 RESOLUTIONS = ((320, 160), (512, 128), (1024, 256))
 
 # ITU-T P.862.2 (wide band, 16 kHz, 512-point frames): bins a Bark band, density correction, hearing threshold (power)
@@ -121,7 +122,7 @@ class EnhanceLoss(nn.Module):
         ratio = (ratio * speaks).sum() / speaks.sum().clamp_min(1)
         total = 20 * spectral / len(RESOLUTIONS) + self.snr * ratio
         if self.left:
-            total = total + self.left * ((y.square().mean(1) / LOUD**2 + 1e-3).log10() * ~speaks).mean()
+            total = total + self.left * ((y.square().mean(1) / LOUD**2 + QUIET).log10() * ~speaks).mean()
         parts = {"spectral": spectral.item(), "error_db": 10 * ratio.item()}
         if self.perceptual:
             loud = (self.loudness(y, target) * speaks).sum() / speaks.sum().clamp_min(1)

@@ -130,7 +130,7 @@ class Heard:
 
 def _loop(server: SoundServer, tone: Path) -> subprocess.Popen[bytes]:
     """Play into the simulated microphone without end, also across restarts of the server."""
-    again = f"while true; do paplay -d mic_feed '{tone}' || sleep 0.05; done"
+    again = f"while true; do paplay --latency-msec=20 -d mic_feed '{tone}' || sleep 0.05; done"
     return subprocess.Popen(["bash", "-c", again], env=server.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -199,13 +199,15 @@ def recover(server: SoundServer, tone: Path) -> dict[str, float]:
                     server.stop(signal.SIGKILL)
                     time.sleep(1.0)
                     server.start()
+                    began = time.monotonic()
                     os.killpg(player.pid, signal.SIGKILL)  # it may have come back before its sink, and now plays elsewhere
                     player = _loop(server, tone)
+                    server.microphone_from_now()
                 else:
                     server.pactl("unload-module", server.module_of("source_name=mic "))
                     time.sleep(1.0)
                     server.pactl("load-module", "module-remap-source", "source_name=mic", "master=mic_feed.monitor")
-                began = time.monotonic()
+                    began = time.monotonic()
                 _sounding(server, live)
                 took[what] = round(time.monotonic() - began, 2)
     finally:

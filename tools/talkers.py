@@ -129,16 +129,18 @@ class Talkers(Mixer):
         rows = [self.extraction(rng) for _ in range(self.size)]
         return tuple(np.stack(column) for column in zip(*rows, strict=True))  # type: ignore[return-value]
 
-    def likeness_batch(self, i: int, people: int) -> np.ndarray:
-        """[2, people, enrol_samples]: two recordings each of `people` different talkers."""
+    def likeness_batch(self, i: int, people: int) -> tuple[np.ndarray, np.ndarray]:
+        """[2, people, enrol_samples]: two recordings each of `people` different talkers, and the same before microphone, room and noise."""
         rng = np.random.default_rng([self.seed, i, 2])
         chosen: dict[tuple[int, int], np.ndarray] = {}
+        clean = []
         while len(chosen) < people:
             who = self.person(rng)
             if who not in chosen:
                 a, b = self.two_parts(rng, who, self.enrol_samples, self.enrol_samples)
+                clean.append(np.stack([a, b]))
                 chosen[who] = np.stack([self.enrolment(rng, a), self.enrolment(rng, b)])
-        return np.stack(list(chosen.values()), 1)
+        return np.stack(list(chosen.values()), 1), np.stack(clean, 1)
 
 
 def _loud(x: np.ndarray) -> float:

@@ -34,8 +34,6 @@ from .recipe import Data, Recipe, load
 from .run import TimedRun, bf16, clip_and_step, command, rate
 from .talkers import Talkers
 
-ENCODER = 0.1  # of the learning rate: what tools.train_voice has learnt of many talkers is soon forgotten
-
 
 Batch = tuple[np.ndarray, ...]  # mixtures, targets and what the task has to know: enrolments, sentences
 
@@ -71,7 +69,8 @@ def enhance(model: Model, x: Tensor, task: str = "restore", known: Tensor | None
     voice = None
     if task == "extract":
         assert model.voice is not None and known is not None
-        voice = model.voice(stft(known, 160)[:, :, :CORE_BINS])
+        with torch.no_grad():  # the encoder stays as tools.train_voice left it: learning along, it knew the training talkers better and no others
+            voice = model.voice.eval()(stft(known, 160)[:, :, :CORE_BINS])
     elif task == "query":
         assert model.asked is not None and known is not None
         voice = model.asked(known)
@@ -89,9 +88,9 @@ class Run(TimedRun):
         self.recipe, self.device = recipe, device
         self.model = Model(recipe.model).to(device)
         self.ema = copy.deepcopy(self.model).eval()
-        rest = [p for name, p in self.model.named_parameters() if not name.startswith("voice.")]
-        groups = [{"params": rest}] + ([{"params": list(self.model.voice.parameters())}] if self.model.voice is not None else [])
-        self.optimiser = torch.optim.AdamW(groups, recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
+        if self.model.voice is not None:
+            self.model.voice.requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         self.norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
         if recipe.data.extract and self.model.voice is None:
@@ -123,7 +122,7 @@ class Run(TimedRun):
         loss_of = {
             "restore": EnhanceLoss(t.snr, t.perceptual).to(self.device),
             # who is not sure whom to keep must not keep both, and nobody where the talker is not there
-            "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=2 * t.snr).to(self.device),
+            "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=t.snr).to(self.device),
             "query": EnhanceLoss(2 * t.snr, 0.0, missing=1.0, left=t.snr).to(self.device),  # (loudness as PESQ has it is about speech)
         }
         batches = Batches(data, self.step)
@@ -131,8 +130,7 @@ class Run(TimedRun):
         loader = DataLoader(batches, batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
-            for group, share in zip(self.optimiser.param_groups, (1, ENCODER), strict=False):
-                group["lr"] = share * lr
+            self.optimiser.param_groups[0]["lr"] = lr
             mix, target, *more = (a.to(self.device, non_blocking=True) for a in arrays)
             self.model.train()
             if batches.draws:  # batches of several tasks have several statistics; the ones that are used afterwards would be none of them

@@ -142,6 +142,8 @@ class AudioProcess:
             raise
         s = self._session
         assert self.stream
+        if backend.name == "pulse":
+            virtual.from_now(s.name_in, s.name_out)
         self._session_names, self._backend = (s.name_in, s.name_out), backend.name
         say(
             opened={

@@ -135,6 +135,20 @@ def _unload(pulse: Any, modules: list[int]) -> None:
         pulse.module_unload(module)
 
 
+def from_now(*names: str) -> None:
+    """Let those of our null sinks that are opened by `names` begin at once: PulseAudio's is two seconds ahead when it is opened, and silent for as long;
+    suspended and resumed, it begins from now."""
+    mine = {name.removesuffix(".monitor") for name in names} & {FEED, SPEAKER}
+    if mine:
+        with contextlib.suppress(DeviceError), control("virtual device") as pulse:
+            if "PipeWire" in pulse.server_info().server_name:
+                return
+            for sink in pulse.sink_list():
+                if sink.name in mine:
+                    pulse.sink_suspend(sink.index, True)
+                    pulse.sink_suspend(sink.index, False)
+
+
 def discard(modules: list[int]) -> None:
     """Unload what `create` made; a server that is gone took them along."""
     with contextlib.suppress(DeviceError), control("virtual device") as pulse:
