@@ -34,7 +34,6 @@ from .recipe import Data, Recipe, load
 from .run import TimedRun, bf16, clip_and_step, command, rate
 from .talkers import Talkers
 
-
 Batch = tuple[np.ndarray, ...]  # mixtures, targets and what the task has to know: enrolments, sentences
 
 
