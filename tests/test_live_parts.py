@@ -200,8 +200,10 @@ def test_config(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('[live]\nin = "USB"\nout = "virtual"\nstrength_db = 18\nperiod_ms = 5\n')
     assert config.load(path) == LiveSettings("USB", "virtual", strength_db=18.0, period_ms=5.0)
+    path.write_text('[live]\ntask = "query"\nquery = "the rain"\nquery_gain_db = -20\n')
+    assert config.load(path) == LiveSettings(task="query", query="the rain", query_gain_db=-20.0)
     for text, message in (
-        ("[live]\nvolume = 3", "no setting 'volume'"), ("[live]\nstrength_db = -3", "must be 0"), ("[live]\nstrength_db = true", "must be a number"),
+        ("[live]\nquery = '?'", "few words"), ("[live]\nquery_gain_db = 100", "-100"), ("[live]\nvolume = 3", "no setting 'volume'"), ("[live]\nstrength_db = -3", "must be 0"), ("[live]\nstrength_db = true", "must be a number"),
         ("[live]\nin = 3", "must be text"), ("[other]", "no section"), ("[live", "c.toml"), ("[live]\nperiod_ms = 1000", "1 to 100"),
     ):  # fmt: skip
         path.write_text(text)

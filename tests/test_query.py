@@ -24,7 +24,7 @@ from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt import files
 from voicewire.rt.cli import main
 from voicewire.rt.live.controller import LiveSettings
-from voicewire.rt.live.pipeline import Controls
+from voicewire.rt.live.pipeline import Controls, Log, Meter, Pipeline
 from voicewire.rt.live.process import AudioProcess
 from voicewire.rt.relay.protocol import ProtocolError, parse_start
 from voicewire.rt.stream import Stream
@@ -214,6 +214,20 @@ def test_live_takes_other_words(voice_weights: Path, bell: Query, monkeypatch: p
     for bad in ({"query": " "}, {"query_gain_db": 90.0}):
         with pytest.raises(ValueError):
             LiveSettings(**bad)  # type: ignore[arg-type]
+
+
+def test_the_pipeline_asks_for_what_is_wanted(voice_engine: Engine, bell: Query, fan: Query) -> None:
+    """Controls are read once a block: other words, other task, gain."""
+    controls, stream = Controls(None, "query", {"query": bell}, -20.0), Stream(16000, engine=voice_engine)
+    pipeline = Pipeline(stream, 1, 16000, 1, period_s=0.01, cushion_s=0.01, controls=controls, log=Log(), meter=Meter(), lost=lambda: None, recorder=None)
+    try:
+        x = talker(200, 0.1)
+        for task, voice in (("query", bell), ("query", fan), ("restore", None), ("query", fan)):
+            controls.task, controls.voices = task, {"query": voice or fan}
+            pipeline._model(x)
+            assert stream.task == task and stream.voice is voice and stream.query_gain_db == -20.0
+    finally:
+        pipeline.close()
 
 
 def test_the_command_line(tmp_path: Path, voice_weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
