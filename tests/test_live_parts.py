@@ -203,7 +203,8 @@ def test_config(tmp_path: Path) -> None:
     path.write_text('[live]\ntask = "query"\nquery = "the rain"\nquery_gain_db = -20\n')
     assert config.load(path) == LiveSettings(task="query", query="the rain", query_gain_db=-20.0)
     for text, message in (
-        ("[live]\nquery = '?'", "few words"), ("[live]\nquery_gain_db = 100", "-100"), ("[live]\nvolume = 3", "no setting 'volume'"), ("[live]\nstrength_db = -3", "must be 0"), ("[live]\nstrength_db = true", "must be a number"),
+        ("[live]\nquery = '?'", "few words"), ("[live]\nquery_gain_db = 100", "-100"),
+        ("[live]\nvolume = 3", "no setting 'volume'"), ("[live]\nstrength_db = -3", "must be 0"), ("[live]\nstrength_db = true", "must be a number"),
         ("[live]\nin = 3", "must be text"), ("[other]", "no section"), ("[live", "c.toml"), ("[live]\nperiod_ms = 1000", "1 to 100"),
     ):  # fmt: skip
         path.write_text(text)
