@@ -24,6 +24,7 @@ class ModelConfig:
     trunk_dim, trunk_layers, trunk_heads, window_frames: the sliding-window transformer at 50 Hz.
     prefix_slots: pinned keys for task, voiceprint and text, never pushed out of the window.
     voice_dim, voice_channels: the vector a talker is enrolled as (0: the model knows no voices), and the layers that make it.
+    query_dim: the vector of a sentence that asks for a sound (0: the model takes no queries); it is turned into one like a talker's.
     """
 
     channels: int = 48
@@ -41,6 +42,7 @@ class ModelConfig:
     high_dim: int = 64
     voice_dim: int = 0
     voice_channels: int = 160
+    query_dim: int = 0
 
     def validate(self) -> ModelConfig:
         """Return self, or raise ValueError with a line that says which size does not fit."""
@@ -52,6 +54,8 @@ class ModelConfig:
             raise ValueError(f"mix_groups {self.mix_groups} does not divide width {self.width}")
         if self.blocks % 2:
             raise ValueError(f"blocks must be even, half before and half after the trunk, not {self.blocks}")
+        if self.query_dim and not self.voice_dim:
+            raise ValueError("query_dim needs voice_dim: a query turns the model as a voice does")
         return self
 
     def to_dict(self) -> dict[str, int]:

@@ -54,15 +54,17 @@ class StepGraph(nn.Module):
 
 
 class VoiceGraph(nn.Module):
-    """An enrolment, all at once: x: [1, hops, 160, 2] → what of a stream's state is turned towards that voice (`VOICE_PARTS`), and the voice itself."""
+    """x: an enrolment, all at once, [1, hops, 160, 2], or a sentence, [1, query_dim], as `encoder` takes them → the voice, or what is asked for in its place,
+    and what of a stream's state is turned towards it (`VOICE_PARTS`)."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, encoder: nn.Module | None) -> None:
         super().__init__()
-        self.model = model
+        assert encoder is not None
+        self.model, self.encoder = model, encoder
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        assert self.model.voice is not None and self.model.turn is not None
-        voice = self.model.voice(x)
+        assert self.model.turn is not None
+        voice = self.encoder(x)
         k, v = self.model.trunk.voice_row(voice)
         return (voice, k, v, *self.model.turn(voice))
 
@@ -80,10 +82,18 @@ def export_onnx(model: FullBand, path: Path) -> None:
 def export_voice(model: FullBand, path: Path) -> None:
     """Write the enrolment as ONNX: `x` → the arrays of a voiceprint."""
     hops = torch.export.Dim("frames", min=10, max=30000) * HOPS_PER_FRAME
-    x = torch.randn(1, 300, CORE_BINS, 2)
+    _write_voice(model, model.core.voice, torch.randn(1, 300, CORE_BINS, 2), {1: hops}, path)
+
+
+def export_query(model: FullBand, path: Path) -> None:
+    """Write as ONNX what a sentence becomes: `x` → the same arrays."""
+    _write_voice(model, model.core.asked, torch.randn(1, model.cfg.query_dim), {}, path)
+
+
+def _write_voice(model: FullBand, encoder: nn.Module | None, x: Tensor, dynamic: dict[int, Any], path: Path) -> None:
     program = torch.onnx.export(
-        VoiceGraph(model.core).eval(), (x,), dynamo=True, opset_version=OPSET, input_names=["x"], output_names=["voice", *VOICE_PARTS],
-        dynamic_shapes={"x": {1: hops}}, verbose=False, optimize=False,
+        VoiceGraph(model.core, encoder).eval(), (x,), dynamo=True, opset_version=OPSET, input_names=["x"], output_names=["voice", *VOICE_PARTS],
+        dynamic_shapes={"x": dynamic}, verbose=False, optimize=False,
     )  # fmt: skip
     assert program is not None
     program.save(str(path))
@@ -146,7 +156,7 @@ def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> FullBand:
     """Write OUT/model.safetensors (fp16), model.onnx (weights stored as fp16, computed in fp32), prefix.npz (keys and values
-    of the task tokens), model.json, and voice.onnx if the model knows voices."""
+    of the task tokens), model.json, voice.onnx if the model knows voices, and query.onnx if it takes queries."""
     out.mkdir(parents=True, exist_ok=True)
     model = FullBand(ModelConfig.from_dict(core["config"])).eval()
     model.core.load_state_dict(core["ema"])
@@ -158,6 +168,8 @@ def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> F
     export_onnx(model, out / "model.onnx")
     if model.cfg.voice_dim:
         export_voice(model, out / "voice.onnx")
+    if model.cfg.query_dim:
+        export_query(model, out / "query.onnx")
     with torch.no_grad():
         states = [model.init_state(1, task) for task in TASKS]
     k, v = (torch.cat([s[f"trunk.prefix_{name}"][:, :, 0] for s in states]).numpy() for name in "kv")

@@ -55,10 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     f = sub.add_parser("file", help="clean a sound file through the same path as live audio")
     f.add_argument("input", type=Path, metavar="IN")
     f.add_argument("output", type=Path, metavar="OUT")
-    f.add_argument("--task", help="what to do: restore (default), or extract one talker (default with --enroll)")
+    f.add_argument("--task", help="what to do: restore (default), extract one talker (default with --enroll), or query (default with --query)")
     f.add_argument("--enroll", type=Path, metavar="VOICE", help="the talker to extract: a file of voicewire enroll, or a recording of that talker alone")
+    f.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
+    f.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
     f.add_argument(
-        "--strength", type=_strength, metavar="DB", help="take away at most this many dB (default: 26, extract 40; 0 changes nothing, 100 is no limit)"
+        "--strength",
+        type=_strength,
+        metavar="DB",
+        help="take away at most this many dB (restore 26, else 40; 0 changes nothing, 100 is no limit)",
     )
     f.add_argument("--channels", choices=("mix", "each"), default="each", help="process every channel by itself (default), or their mix")
     f.add_argument("--block-ms", type=_positive, default=20.0, help="size of the blocks fed to the stream (the result does not depend on it)")
@@ -96,6 +101,7 @@ def _file(a: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from voicewire.engines.engine import open_engine
+    from voicewire.engines.query import ask
 
     from . import files
     from .stream import Stream
@@ -105,8 +111,13 @@ def _file(a: argparse.Namespace) -> int:
         raise files.InputError("IN and OUT are the same file; give another name for the result")
     x, rate, subtype = files.read(a.input)
     engine = open_engine(a.engine)
-    voice = enroll.load(a.enroll, engine.weights) if a.enroll else None
-    stream = Stream(rate, x.shape[1], task=a.task or ("extract" if voice else "restore"), voice=voice, mode=a.channels, strength_db=a.strength, engine=engine)
+    if a.query is not None and a.enroll:
+        raise files.InputError("--query and --enroll are two tasks; give one of them")
+    if a.query_gain is not None and a.query is None:
+        raise files.InputError("--query-gain changes how loud a queried sound is; say which with --query")
+    voice = ask(a.query) if a.query is not None else enroll.load(a.enroll, engine.weights) if a.enroll else None
+    usual = "restore" if voice is None else "extract" if a.enroll else "query"
+    stream = Stream(rate, x.shape[1], task=a.task or usual, voice=voice, mode=a.channels, strength_db=a.strength, query_gain_db=a.query_gain, engine=engine)
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=a.json or not sys.stderr.isatty()) as bar:
         task = bar.add_task(a.input.name, total=1.0)

@@ -14,11 +14,11 @@ from voicewire.engines.config import HOPS_PER_FRAME
 from voicewire.engines.samples import F32, Samples, to_float, to_int16
 from voicewire.engines.stft import hop_samples, latency_samples
 
-__all__ = ["F32", "USUAL_STRENGTH_DB", "Lane", "Samples", "check_strength", "dry_share", "to_float", "to_int16"]
+__all__ = ["F32", "USUAL_STRENGTH_DB", "Lane", "Samples", "check_query_gain", "check_strength", "dry_share", "to_float", "to_int16"]
 
 # restore: a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG).
-# extract: what stays of the other talkers would be words
-USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 40.0}
+# extract, query: what stays of the other talkers would be words, and of other sounds what nobody asked for
+USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 40.0, "query": 40.0}
 
 
 def dry_share(strength_db: float | None, bypass: bool, task: str = "restore") -> float:
@@ -35,6 +35,15 @@ def check_strength(strength_db: float | None) -> float | None:
     if not strength_db >= 0:
         raise ValueError(f"strength must be 0 dB (change nothing) or more, not {strength_db}")
     return float(strength_db)
+
+
+def check_query_gain(query_gain_db: float | None) -> float | None:
+    """The change as a float. ValueError unless it is None or from -100 dB (taken out) to 24 dB."""
+    if query_gain_db is None:
+        return None
+    if not -100 <= query_gain_db <= 24:
+        raise ValueError(f"query_gain_db must be -100 (taken out) to 24 dB, not {query_gain_db}")
+    return float(query_gain_db)
 
 
 class Lane:

@@ -10,33 +10,39 @@ import numpy as np
 
 from voicewire.engines.config import TASKS
 from voicewire.engines.engine import PINNED, Engine, State, open_engine
+from voicewire.engines.query import Query
 from voicewire.engines.stft import analyse, finish, hop_samples
 from voicewire.engines.voiceprint import Voiceprint
 
-from .lane import F32, Lane, Samples, check_strength, dry_share, to_float, to_int16
+from .lane import F32, Lane, Samples, check_query_gain, check_strength, dry_share, to_float, to_int16
 from .snapshot import kind, pack, unpack
 
 ChannelMode = Literal["mix", "each"]
 
-LIVE_TASKS = ("restore", "extract")
+VOICE_OF_ANOTHER = "the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice"
+SERVED_TASKS = ("restore", "extract")  # over the network, too
+LIVE_TASKS = (*SERVED_TASKS, "query")
 
 
-def check_task(task: str) -> str:
+def check_task(task: str, there: tuple[str, ...] = SERVED_TASKS) -> str:
     """The task, or ValueError with a line that says which there are."""
-    if task not in LIVE_TASKS:
-        known = "is planned, not built" if task in TASKS else "is unknown"
-        raise ValueError(f"task '{task}' {known}; there are: {', '.join(LIVE_TASKS)}")
+    if task not in there:
+        known = "is not offered here" if task in LIVE_TASKS else "is planned, not built" if task in TASKS else "is unknown"
+        raise ValueError(f"task '{task}' {known}; there are: {', '.join(there)}")
     return task
 
 
 def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:
-    """ValueError unless the task has the voice it needs, made with the engine's weights."""
-    if task == "extract" and voice is None:
+    """ValueError unless the task has the voice or the query it needs, made with the engine's weights."""
+    query = isinstance(voice, Query)
+    if task == "extract" and (voice is None or query):
         raise ValueError("the task 'extract' needs to know the talker; make a voiceprint: voicewire enroll ME.wav -o me.voice")
-    if voice is not None and task != "extract":
-        raise ValueError(f"the task '{task}' takes no voiceprint; choose the task 'extract'")
+    if task == "query" and not query:
+        raise ValueError("the task 'query' needs to know what to listen for, in words: --query 'a dog barking'")
+    if voice is not None and task not in ("extract", "query"):
+        raise ValueError(f"the task '{task}' takes no {'query' if query else 'voiceprint'}; choose the task '{'query' if query else 'extract'}'")
     if voice is not None and voice.weights != engine.weights:
-        raise ValueError("the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice")
+        raise ValueError("the query was made with another model; ask again" if query else VOICE_OF_ANOTHER)
 
 
 def first_state(engine: Engine, slots: int, task: str, voice: Voiceprint | None) -> State:
@@ -56,9 +62,11 @@ class Stream:
         rest = stream.flush()                    # what is still inside
 
     rate: 8,000 to 48,000 Hz. channels: how many `process` gets. mode: "mix" treats them as one (output repeated on each),
-    "each" runs every channel by itself. strength_db: the most that may be taken away (None: 26, for extract 40; 0: nothing).
-    bypass: the input itself, with the same delay. Both may be set at any time; the change is cross-faded over one hop.
-    task: "restore", or "extract" with the voiceprint of the talker to keep; `ask` changes both while the stream runs.
+    "each" runs every channel by itself. strength_db: the most that may be taken away (None: 26, for extract and query 40; 0: nothing).
+    bypass: the input itself, with the same delay. task: "restore"; "extract" with, as `voice`, the voiceprint of the talker to keep; "query" with the `Query`
+    for a sound to keep. `ask` changes both while the stream runs. query_gain_db: do not keep the queried sound alone: leave everything as it is and change that
+    sound by so many dB (-100: take it out, 6: twice as loud; None: keep it alone). strength_db, bypass and query_gain_db may be set at any time; the change is
+    cross-faded over one hop.
 
     Thread-safe: every method may be called from any thread; calls are serialised by a lock. NaN and infinities in the input are
     replaced by silence and counted in `repaired_samples`. ValueError, with one line, for what cannot be processed.
@@ -73,19 +81,20 @@ class Stream:
         voice: Voiceprint | None = None,
         mode: ChannelMode = "mix",
         strength_db: float | None = None,
+        query_gain_db: float | None = None,
         bypass: bool = False,
         engine: Engine | None = None,
     ) -> None:
         hop_samples(rate)  # refuses rates that cannot be processed
         if channels < 1:
             raise ValueError(f"channels must be at least 1, not {channels}")
-        check_task(task)
+        check_task(task, LIVE_TASKS)
         if mode not in ("mix", "each"):
             raise ValueError(f"channel mode '{mode}' is unknown; there are: mix, each")
         self.engine: Engine = engine or open_engine()
         check_voice(task, voice, self.engine)
         self.rate, self.channels, self.task, self.voice, self.mode = rate, channels, task, voice, mode
-        self.strength_db, self.bypass = strength_db, bypass
+        self.strength_db, self.query_gain_db, self.bypass = strength_db, query_gain_db, bypass
         self._slots = 1 if mode == "mix" else channels
         self._lane = Lane(self._slots, rate)
         self.latency_samples, self.frame_samples = self._lane.latency_samples, self._lane.frame_samples
@@ -104,6 +113,14 @@ class Stream:
     def strength_db(self, value: float | None) -> None:
         self._strength_db = check_strength(value)
 
+    @property
+    def query_gain_db(self) -> float | None:
+        return self._query_gain_db
+
+    @query_gain_db.setter
+    def query_gain_db(self, value: float | None) -> None:
+        self._query_gain_db = check_query_gain(value)
+
     def reset(self) -> None:
         """As freshly made: forget the past and all that is inside."""
         with self._lock:
@@ -116,8 +133,8 @@ class Stream:
             self.step_seconds: list[float] | None = None
 
     def ask(self, task: str, voice: Voiceprint | None = None) -> None:
-        """Another task, or another talker, from the next frame on. What was heard is not forgotten; the overlapping windows make the cross-fade."""
-        check_voice(check_task(task), voice, self.engine)
+        """Another task, talker or sound, from the next frame on. What was heard is not forgotten; the overlapping windows make the cross-fade."""
+        check_voice(check_task(task, LIVE_TASKS), voice, self.engine)
         fresh = first_state(self.engine, self._slots, task, voice)
         with self._lock:
             self.task, self.voice = task, voice
@@ -170,7 +187,12 @@ class Stream:
         started = time.perf_counter()
         spec, self._tail = analyse(self._tail, frame)
         speech, self._state = self.engine.advance(np.ascontiguousarray(spec[:, :, :-1]), self._state)
-        dry = np.full(self._slots, dry_share(self._strength_db, self.bypass, self.task), np.float32)
+        share = dry_share(self._strength_db, self.bypass, self.task)
+        if self.task == "query" and self._query_gain_db is not None and not self.bypass:  # everything, and the queried sound once more or taken away
+            changed, share = spec.copy(), 0.0
+            changed[:, :, :-1] += np.float32(10 ** (self._query_gain_db / 20) - 1) * speech
+            speech = changed
+        dry = np.full(self._slots, share, np.float32)
         y, self._overlap = finish(self._overlap, spec, speech, dry)
         self.frames += 1
         if self.step_seconds is not None:

@@ -200,7 +200,10 @@ def test_config(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('[live]\nin = "USB"\nout = "virtual"\nstrength_db = 18\nperiod_ms = 5\n')
     assert config.load(path) == LiveSettings("USB", "virtual", strength_db=18.0, period_ms=5.0)
+    path.write_text('[live]\ntask = "query"\nquery = "the rain"\nquery_gain_db = -20\n')
+    assert config.load(path) == LiveSettings(task="query", query="the rain", query_gain_db=-20.0)
     for text, message in (
+        ("[live]\nquery = '?'", "few words"), ("[live]\nquery_gain_db = 100", "-100"),
         ("[live]\nvolume = 3", "no setting 'volume'"), ("[live]\nstrength_db = -3", "must be 0"), ("[live]\nstrength_db = true", "must be a number"),
         ("[live]\nin = 3", "must be text"), ("[other]", "no section"), ("[live", "c.toml"), ("[live]\nperiod_ms = 1000", "1 to 100"),
     ):  # fmt: skip
@@ -265,6 +268,18 @@ def test_a_key_changes_the_task_where_a_talker_is_enrolled() -> None:
         screen.key("t")
     assert live.changes == [{"task": "extract"}, {"task": "restore"}]
     assert "extract" in shown(screen) and "at most 40 dB" in shown(screen)
+
+
+def test_a_query_is_typed_and_shown() -> None:
+    live = FakeLive("restore", "query")
+    screen = Screen(live)  # type: ignore[arg-type]
+    screen.take({"status": STATUS})
+    assert all(screen.key(k) for k in "/quaim\x7fn")  # q and m are letters now
+    assert "query: quain" in shown(screen) and not live.changes
+    assert all(screen.key(k) for k in "\x1b/rain\r")
+    assert live.changes == [{"query": "rain", "task": "query"}]
+    screen.take({"status": STATUS | {"task": "query", "query": "rain", "query_gain_db": -20.0}})
+    assert "query: rain -20 dB" in shown(screen) and not screen.key("q")
 
 
 def test_memory_is_locked_or_the_reason_said() -> None:

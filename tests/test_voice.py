@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
-from test_training import RECIPE as TINY
+from voice_weights import talker
 
-from tools.prepare import prepare
 from tools.talkers import Talkers
 from voicewire.engines import Engine, open_engine
 from voicewire.engines.contract import EngineSteps, verify_contract
@@ -30,59 +27,10 @@ from voicewire.rt import enroll
 from voicewire.rt.cli import main
 from voicewire.rt.stream import Stream
 
-RECIPE = TINY.replace("[data]", "voice_dim = 6\nvoice_channels = 8\n[data]\nextract = 0.5\npeople = 2").replace(
-    "warmup_steps = 2", "warmup_steps = 1\nlr = 0.01"
-)
 
-
-def talker(pitch_hz: float, seconds: float = 3.0, rate: int = 16000) -> np.ndarray:
-    """Buzzing syllables of one pitch."""
-    t = np.arange(round(seconds * rate)) / rate
-    x: np.ndarray = (np.clip(np.sin(2 * np.pi * 3 * t), 0, 1) * np.sign(np.sin(2 * np.pi * pitch_hz * t)) * 0.2).astype(np.float32)
-    return x
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("voices")
-    for name, pitch in (("anna", 210), ("ben", 110), ("cleo", 260)):
-        (root / "speech" / name).mkdir(parents=True)
-        for i in range(3):
-            sf.write(root / "speech" / name / f"{i}.wav", talker(pitch + 3 * i, 2.0), 16000)
-    (root / "noise").mkdir()
-    sf.write(root / "noise" / "fan.wav", 0.1 * np.random.default_rng(0).standard_normal(32000), 16000)
-    prepare([("speech", root / "speech"), ("noise", root / "noise")], root / "cache", 16000, 0, 1)
-    return root / "cache"
-
-
-@pytest.fixture(scope="module")
-def weights(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained for a few steps through the very commands a user would run."""
-    root = tmp_path_factory.mktemp("weights")
-    (root / "small.toml").write_text(RECIPE.format(cache=cache))
-    for args in (
-        ("tools.train_voice", root / "voice", "--recipe", root / "small.toml", "--steps", 3),
-        ("tools.train", root / "run", "--recipe", root / "small.toml", "--voice", root / "voice" / "last.pt", "--steps", 12),
-        ("voicewire.engines.export", root / "run" / "last.pt", "--out", root / "weights"),
-    ):
-        done = subprocess.run([sys.executable, "-m", *map(str, args)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    return root / "weights"
-
-
-@pytest.fixture(scope="module")
-def small(weights: Path) -> Engine:
-    return open_engine("onnx", weights)
-
-
-@pytest.fixture(scope="module")
-def voices(weights: Path) -> tuple[Voiceprint, Voiceprint]:
-    return enrol(talker(210, 6), 16000, weights), enrol(talker(110, 6), 16000, weights)
-
-
-def test_mixtures_with_an_enrolment(cache: Path) -> None:
+def test_mixtures_with_an_enrolment(talkers_cache: Path) -> None:
     """The same batch for the same number, of the right shapes and levels; sometimes the talker says nothing."""
-    a, b = Talkers(cache, 1, 2, 1.0), Talkers(cache, 1, 2, 1.0)
+    a, b = Talkers(talkers_cache, 1, 2, 1.0), Talkers(talkers_cache, 1, 2, 1.0)
     silent = 0
     for i in range(30):
         mix, target, heard = a.extraction_batch(i)
@@ -96,8 +44,8 @@ def test_mixtures_with_an_enrolment(cache: Path) -> None:
     assert pairs.shape == clean.shape == (2, 3, 48000) and not np.array_equal(pairs, clean)
 
 
-def test_two_parts_of_a_person_share_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    talkers, rng, plain = Talkers(cache, 1, 1, 1.0), np.random.default_rng(0), 0
+def test_two_parts_of_a_person_share_nothing(talkers_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talkers, rng, plain = Talkers(talkers_cache, 1, 1, 1.0), np.random.default_rng(0), 0
     monkeypatch.setattr(talkers, "_clip", lambda start, n: np.arange(start, start + n, dtype=np.float64))  # every sample tells where it is from
     for _ in range(40):
         a, b = talkers.two_parts(rng, talkers.person(rng), 16000, 8000)
@@ -108,53 +56,53 @@ def test_two_parts_of_a_person_share_nothing(cache: Path, monkeypatch: pytest.Mo
     assert plain > 10
 
 
-def test_engines_agree_on_a_voice(weights: Path, small: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
+def test_engines_agree_on_a_voice(voice_weights: Path, voice_engine: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
     """ONNX, enrolled by ONNX, against PyTorch; and the contract with a voice in the state."""
     x = (0.02 * np.random.default_rng(0).standard_normal((3, 40, 480, 2))).astype(np.float32)
-    reference = open_engine("torch", weights)
-    states = [e.init_state(3, "extract") for e in (small, reference)]
+    reference = open_engine("torch", voice_weights)
+    states = [e.init_state(3, "extract") for e in (voice_engine, reference)]
     for s in states:
         voices[0].turn(s)
     for t in range(0, 40, 2):
         outputs = []
-        for i, e in enumerate((small, reference)):
+        for i, e in enumerate((voice_engine, reference)):
             y, states[i] = e.step(x[:, t : t + 2], states[i])
             outputs.append(y)
         np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5)
 
     class Turned:
-        name, weights = "turned", small.weights
+        name, weights = "turned", voice_engine.weights
 
         def init_state(self, batch: int) -> dict[str, np.ndarray]:
-            state = small.init_state(batch, "extract")
+            state = voice_engine.init_state(batch, "extract")
             voices[0].turn(state)
             return state
 
-        step = staticmethod(small.step)
+        step = staticmethod(voice_engine.step)
 
     verify_contract(EngineSteps(Turned()), x)
 
 
 @pytest.mark.parametrize("kind", ["graph", "torch"])
-def test_a_voice_on_a_device(weights: Path, small: Engine, voices: tuple[Voiceprint, Voiceprint], kind: str) -> None:
+def test_a_voice_on_a_device(voice_weights: Path, voice_engine: Engine, voices: tuple[Voiceprint, Voiceprint], kind: str) -> None:
     """What a voice pins stays with the slot: through `Stream`, which asks for something else in mid-stream, and as the luggage of a slot of samples."""
-    layout, plans = Layout(small.init_state(1)), {b: lower(weights / "model.onnx", Layout(small.init_state(1)), b, "fp32") for b in (1, 2)}
+    layout, plans = Layout(voice_engine.init_state(1)), {b: lower(voice_weights / "model.onnx", Layout(voice_engine.init_state(1)), b, "fp32") for b in (1, 2)}
 
     def make(capacity: int, mirror: bool, ends: Ends) -> Stepper:
         if kind == "torch":
-            return TorchStepper(weights, layout, capacity, mirror=mirror, ends=ends, device="cpu")
+            return TorchStepper(voice_weights, layout, capacity, mirror=mirror, ends=ends, device="cpu")
         return CapturedStepper(FakeDevice(), plans.__getitem__, layout, capacity, mirror=mirror, ends=ends)
 
-    gpu, x = GpuEngine("tensorrt", small, make), talker(210, 2.0) + talker(110, 2.0)
-    streams = [Stream(16000, task="extract", voice=voices[0], engine=e) for e in (gpu, small)]
+    gpu, x = GpuEngine("tensorrt", voice_engine, make), talker(210, 2.0) + talker(110, 2.0)
+    streams = [Stream(16000, task="extract", voice=voices[0], engine=e) for e in (gpu, voice_engine)]
     for i, block in enumerate(x.reshape(-1, 320)):
         if i in (30, 60):
             for s in streams:
                 s.ask(*(("extract", voices[1]) if i == 30 else ("restore",)))
         np.testing.assert_allclose(streams[0].process(block), streams[1].process(block), atol=1e-4)
-    slots, host, silence = gpu.pcm_slots(2), HostPcmSlots(HostSlots(small, 2), 2), np.zeros((1, 160), np.float32)
+    slots, host, silence = gpu.pcm_slots(2), HostPcmSlots(HostSlots(voice_engine, 2), 2), np.zeros((1, 160), np.float32)
     for each in (slots, host):
-        state = small.init_state(1, "extract")
+        state = voice_engine.init_state(1, "extract")
         voices[0].turn(state)
         each.attach(0, 160, "extract", Luggage(state, silence, silence))
         each.attach(1, 160)
@@ -167,18 +115,18 @@ def test_a_voice_on_a_device(weights: Path, small: Engine, voices: tuple[Voicepr
     assert isinstance(slots, DevicePcmSlots) and not gpu.lost
 
 
-def test_enrolment_is_the_models_own(weights: Path, voices: tuple[Voiceprint, Voiceprint]) -> None:
+def test_enrolment_is_the_models_own(voice_weights: Path, voices: tuple[Voiceprint, Voiceprint]) -> None:
     """voice.onnx against PyTorch's encoder and trunk, on other lengths than it was traced with; level and rate do not matter much."""
     import torch
 
     from voicewire.engines.export import load_weights
     from voicewire.engines.net.spectrum import stft
 
-    model = load_weights(weights).core
+    model = load_weights(voice_weights).core
     assert model.voice is not None
     x = talker(210, 5.0)
     x = x[: len(x) // 320 * 320]
-    made = enrol(x, 16000, weights)
+    made = enrol(x, 16000, voice_weights)
     from voicewire.engines.voiceprint import spoken
 
     said = torch.from_numpy(spoken(x, 16000).reshape(1, -1))
@@ -189,19 +137,19 @@ def test_enrolment_is_the_models_own(weights: Path, voices: tuple[Voiceprint, Vo
     np.testing.assert_allclose(made.voice, voice[0], atol=1e-4)
     np.testing.assert_allclose(made.parts["gain"], state["gain"], atol=1e-5)
     np.testing.assert_allclose(made.parts["k"], state["trunk.prefix_k"][:, :, 1], atol=1e-5)
-    quiet = enrol(0.01 * x, 16000, weights)
+    quiet = enrol(0.01 * x, 16000, voice_weights)
     np.testing.assert_allclose(quiet.voice, made.voice, atol=0.02)
     assert np.abs(voices[0].voice - voices[1].voice).max() > 0.04  # more than the level may do
 
 
-def test_swapping_the_voice_midstream(small: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
+def test_swapping_the_voice_midstream(voice_engine: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
     """The other talker from the next frame on, nothing before it; back to restore; a snapshot carries the voice."""
     x = talker(210, 2.0) + talker(110, 2.0)
-    one, two = (Stream(16000, task="extract", voice=v, engine=small).process(x) for v in voices)
-    stream = Stream(16000, task="extract", voice=voices[0], engine=small)
+    one, two = (Stream(16000, task="extract", voice=v, engine=voice_engine).process(x) for v in voices)
+    stream = Stream(16000, task="extract", voice=voices[0], engine=voice_engine)
     head = stream.process(x[:16000])
     assert np.array_equal(head, one[:16000]) and not np.array_equal(one, two)
-    moved = Stream(16000, task="extract", voice=voices[1], engine=small)
+    moved = Stream(16000, task="extract", voice=voices[1], engine=voice_engine)
     moved.restore(stream.snapshot())
     stream.ask("extract", voices[1])
     tail = stream.process(x[16000:])
@@ -212,38 +160,38 @@ def test_swapping_the_voice_midstream(small: Engine, voices: tuple[Voiceprint, V
     stream.ask("restore")
     assert stream.task == "restore" and stream.voice is None
     stream.reset()
-    np.testing.assert_array_equal(stream.process(x), Stream(16000, engine=small).process(x))
+    np.testing.assert_array_equal(stream.process(x), Stream(16000, engine=voice_engine).process(x))
 
 
-def test_a_voiceprint_file(tmp_path: Path, small: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
+def test_a_voiceprint_file(tmp_path: Path, voice_engine: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
     path = tmp_path / "me.voice"
     path.write_bytes(voices[0].to_bytes())
-    again = enroll.load(path, small.weights)
+    again = enroll.load(path, voice_engine.weights)
     assert all(np.array_equal(again.parts[k], voices[0].parts[k]) for k in again.parts)
     data = path.read_bytes()
     for bad in (b"", b"RIFF", data[:-30], data[:100], b"\0" * len(data)):
         path.write_bytes(bad)
         with pytest.raises(ValueError, match="voiceprint") as e:
-            enroll.load(path, small.weights)
+            enroll.load(path, voice_engine.weights)
         assert "\n" not in str(e.value)
     path.write_bytes(data)
     with pytest.raises(ValueError, match="another model"):
         enroll.load(path, "0123456789abcdef")
     with pytest.raises(ValueError, match="no file"):
-        enroll.load(tmp_path / "nobody.voice", small.weights)
+        enroll.load(tmp_path / "nobody.voice", voice_engine.weights)
 
 
-def test_what_cannot_be_enrolled(weights: Path) -> None:
+def test_what_cannot_be_enrolled(voice_weights: Path) -> None:
     for x in (np.zeros(0, np.float32), np.zeros(160000, np.float32), talker(200, 1.0)):
         with pytest.raises(ValueError, match="of speech to enroll"):
-            enrol(x, 16000, weights)
+            enrol(x, 16000, voice_weights)
 
 
-def test_tasks_and_voices_that_do_not_fit(small: Engine, engine: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
+def test_tasks_and_voices_that_do_not_fit(voice_engine: Engine, engine: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
     with pytest.raises(ValueError, match="needs to know the talker"):
-        Stream(16000, task="extract", engine=small)
+        Stream(16000, task="extract", engine=voice_engine)
     with pytest.raises(ValueError, match="takes no voiceprint"):
-        Stream(16000, voice=voices[0], engine=small)
+        Stream(16000, voice=voices[0], engine=voice_engine)
     with pytest.raises(ValueError, match="another model"):
         Stream(16000, task="extract", voice=voices[0], engine=engine)
 

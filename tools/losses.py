@@ -120,9 +120,12 @@ class EnhanceLoss(nn.Module):
         signal = target.square().mean(1) + 1e-7
         ratio = (((y - target).square().mean(1) + 1e-3 * signal) / signal).log10()
         ratio = (ratio * speaks).sum() / speaks.sum().clamp_min(1)
-        loud = (self.loudness(y, target) * speaks).sum() / speaks.sum().clamp_min(1)
-        total = 20 * spectral / len(RESOLUTIONS) + self.snr * ratio + self.perceptual * loud
+        total = 20 * spectral / len(RESOLUTIONS) + self.snr * ratio
         if self.left:
             total = total + self.left * ((y.square().mean(1) / LOUD**2 + QUIET).log10() * ~speaks).mean()
-        parts = {"spectral": spectral.item(), "error_db": 10 * ratio.item(), "loudness": loud.item()}
+        parts = {"spectral": spectral.item(), "error_db": 10 * ratio.item()}
+        if self.perceptual:
+            loud = (self.loudness(y, target) * speaks).sum() / speaks.sum().clamp_min(1)
+            total = total + self.perceptual * loud
+            parts["loudness"] = loud.item()
         return total, parts

@@ -17,7 +17,8 @@ class Data:
     seconds: float = 2.0
     seed: int = 1
     workers: int = 1
-    extract: float = 0.0  # share of the steps on the task `extract`; the rest is `restore`
+    extract: float = 0.0  # share of the steps on the task `extract`; what is left of 1 is `restore`
+    query: float = 0.0  # share of the steps on the task `query`
     people: int = 24  # talkers a step of tools.train_voice
 
 

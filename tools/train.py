@@ -3,6 +3,7 @@
     python -m tools.train runs/restore --recipe tools/recipes/restore.toml --minutes 60          # start, or resume where it was
     python -m tools.train runs/more --recipe … --init engines/weights --minutes 30      # warm restart, from released weights or a .pt
     python -m tools.train runs/tasks --recipe … --init … --voice runs/voice/last.pt     # with [data] extract > 0: two tasks, one model
+    python -m tools.train runs/query --recipe … --init runs/tasks/last.pt               # with [data] query > 0 too: three
 
 Runs on one or two CPU cores or on CUDA from the same recipe, in bfloat16 where the machine has it. Leaves RUN/last.pt (to resume), RUN/step-N.pt (weights only)
 and TensorBoard events; the learning rate is flat and falls in the last `decay_share` of the box.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,37 +25,54 @@ from voicewire.engines.config import CORE_BINS
 from voicewire.engines.export import load_weights
 from voicewire.engines.net.model import Model
 from voicewire.engines.net.spectrum import istft, stft
+from voicewire.engines.sentence import SENTENCE_DIM
 
 from .losses import EnhanceLoss
 from .mixer import Mixer
-from .recipe import Recipe, load
+from .queries import Queries
+from .recipe import Data, Recipe, load
 from .run import TimedRun, bf16, clip_and_step, command, rate
 from .talkers import Talkers
 
+Batch = tuple[np.ndarray, ...]  # mixtures, targets and what the task has to know: enrolments, sentences
 
-class Batches(Dataset[tuple[str, tuple[np.ndarray, ...]]]):
-    """Index i → task and arrays of batch `first + i`: mixtures, targets and, for `extract`, enrolments. Batches are made in worker processes."""
 
-    def __init__(self, mixer: Mixer, extract: float, first: int) -> None:
-        self.mixer, self.extract, self.first = mixer, extract, first
+class Batches(Dataset[tuple[str, Batch]]):
+    """Index i → task and arrays of batch `first + i`. Batches are made in worker processes."""
+
+    def __init__(self, data: Data, first: int) -> None:
+        self.seed, self.first = data.seed, first
+        given = (Path(data.cache), data.seed, data.batch, data.seconds)
+        self.draws: dict[str, tuple[float, Callable[[int], Batch]]] = {}  # task: its share, its batch i
+        self.mixer = Talkers(*given) if data.extract else Mixer(*given)
+        if isinstance(self.mixer, Talkers):
+            self.draws["extract"] = data.extract, self.mixer.extraction_batch
+        if data.query:
+            self.draws["query"] = data.query, Queries(*given).query_batch
 
     def __len__(self) -> int:
         return 1 << 30
 
-    def __getitem__(self, i: int) -> tuple[str, tuple[np.ndarray, ...]]:
+    def __getitem__(self, i: int) -> tuple[str, Batch]:
         i += self.first
-        if isinstance(self.mixer, Talkers) and np.random.default_rng([self.mixer.seed, i, 3]).random() < self.extract:
-            return "extract", self.mixer.extraction_batch(i)
+        at = np.random.default_rng([self.seed, i, 3]).random()
+        for task, (share, draw) in self.draws.items():
+            if at < share:
+                return task, draw(i)
+            at -= share
         return "restore", self.mixer.batch(i)
 
 
-def enhance(model: Model, x: Tensor, task: str = "restore", enrolment: Tensor | None = None) -> Tensor:
-    """[B, samples at 16 kHz] → [B, samples] through STFT, model, inverse."""
+def enhance(model: Model, x: Tensor, task: str = "restore", known: Tensor | None = None) -> Tensor:
+    """[B, samples at 16 kHz] → [B, samples] through STFT, model, inverse. known: what the task has to know: [B, samples] enrolments, [B, 256] sentences."""
     voice = None
-    if enrolment is not None:
-        assert model.voice is not None
+    if task == "extract":
+        assert model.voice is not None and known is not None
         with torch.no_grad():  # the encoder stays as tools.train_voice left it: learning along, it knew the training talkers better and no others
-            voice = model.voice.eval()(stft(enrolment, 160)[:, :, :CORE_BINS])
+            voice = model.voice.eval()(stft(known, 160)[:, :, :CORE_BINS])
+    elif task == "query":
+        assert model.asked is not None and known is not None
+        voice = model.asked(known)
     spec = stft(x, 160)
     s = model(spec[:, :, :CORE_BINS], task, voice)
     y = torch.nn.functional.pad(s, (0, 0, 0, spec.shape[2] - CORE_BINS))
@@ -75,13 +94,18 @@ class Run(TimedRun):
         self.norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
         if recipe.data.extract and self.model.voice is None:
             raise ValueError("[data] extract needs a model with voices: set voice_dim in [model]")
+        if recipe.data.extract + recipe.data.query > 1:
+            raise ValueError("[data] extract and query are shares of the steps; together they are more than all")
+        if recipe.data.query and self.model.asked is None:
+            raise ValueError(f"[data] query needs a model that takes queries: set query_dim = {SENTENCE_DIM} in [model]")
         if init and not self.resumed:
             if init.is_dir():  # released weights
                 weights = load_weights(init).core.state_dict()
             else:
                 weights = torch.load(init, map_location=device, weights_only=True)["ema"]
-            # what a model without voices has not, starts new
-            weights = {k: v for k, v in self.model.state_dict().items() if k.split(".")[0] in ("voice", "turn") or k == "trunk.voice.weight"} | weights
+            # what a model without voices or queries has not, starts new
+            new = ("voice.", "turn.", "asked.", "trunk.voice.")
+            weights = {k: v for k, v in self.model.state_dict().items() if k.startswith(new)} | weights
             self.model.load_state_dict(weights)
             print(f"warm start from {init}")
         if voice and not self.resumed:
@@ -98,16 +122,17 @@ class Run(TimedRun):
             "restore": EnhanceLoss(t.snr, t.perceptual).to(self.device),
             # who is not sure whom to keep must not keep both, and nobody where the talker is not there
             "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=t.snr).to(self.device),
+            "query": EnhanceLoss(2 * t.snr, 0.0, missing=1.0, left=t.snr).to(self.device),  # (loudness as PESQ has it is about speech)
         }
-        mixer = (Talkers if data.extract else Mixer)(Path(data.cache), data.seed, data.batch, data.seconds)
-        print("data, hours:", json.dumps(mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
-        loader = DataLoader(Batches(mixer, data.extract, self.step), batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
+        batches = Batches(data, self.step)
+        print("data, hours:", json.dumps(batches.mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
+        loader = DataLoader(batches, batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
             self.optimiser.param_groups[0]["lr"] = lr
             mix, target, *more = (a.to(self.device, non_blocking=True) for a in arrays)
             self.model.train()
-            if data.extract:  # batches of two tasks have two statistics; the ones that are used afterwards would be neither
+            if batches.draws:  # batches of several tasks have several statistics; the ones that are used afterwards would be none of them
                 for norm in self.norms:
                     norm.eval()
             with bf16(self.device):
@@ -115,7 +140,7 @@ class Run(TimedRun):
             loss, parts = loss_of[task](y.float(), target, mix)
             grad = clip_and_step(self.model, self.optimiser, loss, t.clip)
             self.step += 1
-            self.hours += mix.numel() / mixer.rate / 3600
+            self.hours += mix.numel() / batches.mixer.rate / 3600
             self.average(t.ema)
             named = parts if task == "restore" else {f"{task}_{k}": v for k, v in parts.items()}
             self.log({"loss": loss.item(), "grad": grad, **named, "lr": lr}, headline)

@@ -21,7 +21,7 @@ from .causal import Causal, State, scoped, within
 from .level import Level
 from .scan import GatedRecurrence
 from .trunk import Trunk, write_rows
-from .voice import Turn, VoiceEncoder
+from .voice import Asked, Turn, VoiceEncoder
 
 POWER = 0.3  # compression of magnitudes
 
@@ -67,6 +67,7 @@ class Model(Causal):
         nn.init.zeros_(self.from_trunk.bias)
         self.trunk = Trunk(cfg)
         self.voice = VoiceEncoder(cfg) if cfg.voice_dim else None
+        self.asked = Asked(cfg.query_dim, cfg.voice_dim) if cfg.query_dim else None
         self.turn = Turn(cfg.voice_dim, cfg.blocks, cfg.bands, w) if cfg.voice_dim else None
         self.narrow, self.up = nn.Linear(w, c), nn.Linear(cfg.bands, fine, bias=False)
         self.merge = nn.ModuleList(FreqConv(2 * c, c, 1) for _ in range(cfg.conv_blocks + 1))
@@ -79,7 +80,7 @@ class Model(Causal):
             self.tail.bias[0::4] = 1.0
 
     def init_state(self, batch: int, task: str = "restore", voice: Tensor | None = None) -> State:
-        """voice: [B, voice_dim] of the talker that the task is about"""
+        """voice: [B, voice_dim] of the talker that the task is about, or of the sound that is asked for"""
         state = {
             **scoped("level", self.level.init_state(batch)),
             "past": torch.zeros(batch, HOPS_PER_FRAME * 3, CORE_BINS),

@@ -1,4 +1,4 @@
-"""A voice as a vector: the enrolment of one talker, and how the model is turned towards it.
+"""A voice as a vector: the enrolment of one talker, or a sentence that asks for a sound; and how the model is turned towards it.
 
 The encoder hears the whole enrolment at once (it is not causal and runs once): three dilated convolutions over frames of two hops, 0.6 s of context, then
 attentive statistics (Okabe et al. 2018), trained so that two recordings of one talker meet and those of others part (tools.train_voice).
@@ -51,6 +51,19 @@ class VoiceEncoder(nn.Module):
         mean = (w * z).sum(-1)
         spread = ((w * z.square()).sum(-1) - mean.square()).clamp_min(1e-6).sqrt()
         y: Tensor = normalize(self.out(self.norm(torch.cat([mean, spread], -1))), dim=-1) * self.dim**0.5
+        return y
+
+
+class Asked(nn.Module):
+    """sentence: [B, query_dim] float32, unit length → [B, voice_dim], length sqrt(voice_dim): a sound asked for in words, where a voice would be."""
+
+    def __init__(self, query_dim: int, voice_dim: int) -> None:
+        super().__init__()
+        self.dim = voice_dim
+        self.out = nn.Linear(query_dim, voice_dim, bias=False)  # linear: wordings that were never heard land near those that were
+
+    def forward(self, sentence: Tensor) -> Tensor:
+        y: Tensor = normalize(self.out(sentence), dim=-1) * self.dim**0.5
         return y
 
 

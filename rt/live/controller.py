@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from voicewire.engines.sentence import check
+from voicewire.rt.lane import check_query_gain
+
 from .backend import DeviceError
 
 _HUNG_S = 3.0  # the audio process reports ten times a second
@@ -28,7 +31,8 @@ _HUNG_S = 3.0  # the audio process reports ten times a second
 class LiveSettings:
     """device_in, device_out: names, None for the system's choice; "virtual": the virtual speaker / microphone. strength_db: see `Stream`.
 
-    task: "restore", or "extract" with enroll: a voiceprint file or a recording of the talker.
+    task: "restore"; "extract" with enroll: a voiceprint file or a recording of the talker; "query" with query: the sound to keep, in words, and with
+    query_gain_db: see `Stream`.
     period_ms: block length asked of the devices. cushion_ms: audio kept waiting against late steps; grows by itself where that is too little.
     record: folder for before and after. backend: jack, pulse, portaudio or pyaudio (None: the best there is).
     """
@@ -37,6 +41,8 @@ class LiveSettings:
     device_out: str | None = None
     task: str = "restore"
     enroll: str | None = None
+    query: str | None = None
+    query_gain_db: float | None = None
     strength_db: float | None = None
     period_ms: float = 10.0
     cushion_ms: float = 10.0
@@ -50,6 +56,9 @@ class LiveSettings:
             raise ValueError(f"cushion_ms must be 1 to 200, not {self.cushion_ms}")
         if self.strength_db is not None and not self.strength_db >= 0:
             raise ValueError(f"strength_db must be 0 (change nothing) or more, not {self.strength_db}")
+        check_query_gain(self.query_gain_db)
+        if self.query is not None:
+            check(self.query)
 
 
 class Live:
@@ -64,6 +73,7 @@ class Live:
         self.restarts = 0
         self._reports: queue.Queue[dict[str, Any]] = queue.Queue(1000)
         self._set: dict[str, Any] = {}
+        self._query = settings.query
         self._ended = False
         self._retired: subprocess.Popen[str] | None = None
         self._heard_at = time.monotonic()
@@ -154,20 +164,24 @@ class Live:
         self._heard_at = time.monotonic() + 5
         self._start(patient=True)
 
-    def set(self, *, bypass: bool | None = None, mute: bool | None = None, task: str | None = None, **strength: float | None) -> None:
-        """Change while running: bypass, mute, task, strength_db (None: what is usual for the task)."""
-        if set(strength) - {"strength_db"}:
-            raise ValueError(f"there is no {', '.join(strength)}; there are: bypass, mute, task, strength_db")
+    def set(self, *, bypass: bool | None = None, mute: bool | None = None, query: str | None = None, task: str | None = None, **levels: float | None) -> None:
+        """Change while running: bypass, mute, query (other words; where there were none, a query), task, strength_db (None: what is usual for the task) and
+        query_gain_db (None: keep the queried sound alone)."""
+        if set(levels) - {"strength_db", "query_gain_db"}:
+            raise ValueError(f"there is no {', '.join(levels)}; there are: bypass, mute, query, task, strength_db, query_gain_db")
+        check_query_gain(levels.get("query_gain_db"))
+        if query is not None:
+            self._query = check(query)
         if task is not None and task not in self.tasks:
             raise ValueError(f"the task '{task}' cannot be chosen here; there are: {', '.join(self.tasks)}")
-        change = {k: v for k, v in (("bypass", bypass), ("mute", mute), ("task", task)) if v is not None} | strength
+        change = {k: v for k, v in (("bypass", bypass), ("mute", mute), ("query", query), ("task", task)) if v is not None} | levels
         self._set |= change
         self._send({"set": change})
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What `set` can choose: extract where a talker is enrolled."""
-        return ("restore", "extract") if self.settings.enroll else ("restore",)
+        """What `set` can choose: extract where a talker is enrolled, query where words were given."""
+        return ("restore", *(("extract",) if self.settings.enroll else ()), *(("query",) if self._query else ()))
 
     def close(self) -> None:
         """Stop; the virtual device goes with it. Idempotent."""

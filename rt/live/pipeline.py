@@ -63,9 +63,11 @@ class Log:
 class Controls:
     """What the person in front of it can change while it runs; read once a block."""
 
-    def __init__(self, strength_db: float | None, task: str = "restore", voice: Voiceprint | None = None) -> None:
-        self.strength_db, self.bypass, self.mute, self.task = strength_db, False, False, task
-        self.voice = voice  # of the talker to extract
+    def __init__(
+        self, strength_db: float | None, task: str = "restore", voices: dict[str, Voiceprint] | None = None, query_gain_db: float | None = None
+    ) -> None:
+        self.strength_db, self.query_gain_db, self.bypass, self.mute, self.task = strength_db, query_gain_db, False, False, task
+        self.voices = voices or {}  # by task: of the talker to extract, of the sound to keep
         self.listeners = -1  # programs that record from the virtual microphone; -1: unknown, so assume there are some
 
 
@@ -189,10 +191,11 @@ class Pipeline:
             y = np.zeros(len(x), np.float32)
             self.meter.add(x, y, None)
             return y
-        if c.task != self.stream.task:
-            self.stream.ask(c.task, c.voice if c.task == "extract" else None)
+        task, voice = c.task, c.voices.get(c.task)
+        if task != self.stream.task or voice is not self.stream.voice:
+            self.stream.ask(task, voice)
         self.stream.bypass = c.bypass
-        self.stream.strength_db = c.strength_db
+        self.stream.strength_db, self.stream.query_gain_db = c.strength_db, c.query_gain_db
         frames, began = self.stream.frames, time.perf_counter()
         y = np.asarray(self.stream.process(x), np.float32)
         stepped = self.stream.frames > frames

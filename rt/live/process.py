@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from voicewire.engines.engine import EngineError, open_engine
+from voicewire.engines.query import Query, ask
+from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt.realtime import lock_memory, try_realtime
-from voicewire.rt.stream import Stream, check_task, check_voice
+from voicewire.rt.stream import LIVE_TASKS, Stream, check_task, check_voice
 
 from . import virtual
 from .backend import Calls, DeviceError, NotThere, Session, Wanted, open_backend
@@ -36,13 +38,16 @@ class AudioProcess:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
-        engine, voice = open_engine(), None
+        engine, task = open_engine(), check_task(settings["task"], LIVE_TASKS)
+        voices: dict[str, Voiceprint] = {}
         if settings["enroll"]:
             from voicewire.rt import enroll  # reads sound files, which nothing else here does
 
-            voice = enroll.load(Path(settings["enroll"]), engine.weights)
-        check_voice(settings["task"], voice if settings["task"] == "extract" else None, engine)
-        self.engine, self.controls = engine, Controls(settings["strength_db"], check_task(settings["task"]), voice)
+            voices["extract"] = enroll.load(Path(settings["enroll"]), engine.weights)
+        if settings["query"] is not None:
+            voices["query"] = ask(settings["query"])
+        check_voice(task, voices.get(task), engine)
+        self.engine, self.controls = engine, Controls(settings["strength_db"], task, voices, settings["query_gain_db"])
         self.log, self.meter = Log(), Meter()
         self.stream: Stream | None = None
         self._wake = threading.Event()
@@ -213,7 +218,7 @@ class AudioProcess:
         for e in self.log.fresh():
             say(event=e.__dict__)
         device_in, device_out = session.latency_s()
-        edge = pipeline.edge
+        edge, query = pipeline.edge, self.controls.voices.get("query")
         delay = {
             "device_in": 1e3 * device_in, "model": self.stream.latency_ms, "ring": edge.delay_ms, "device_out": 1e3 * device_out,
         }  # fmt: skip
@@ -222,17 +227,29 @@ class AudioProcess:
                 "delay_ms": {k: round(v, 1) for k, v in delay.items()}, "drift_ppm": round(1e6 * edge.control.deviation, 1),
                 "cushion_ms": round(1e3 * edge.cushion_s, 1), "suspended": pipeline.suspended, "listeners": self.controls.listeners,
                 "counts": dict(self.log.counts), "frames": self.stream.frames, "bypass": self.controls.bypass, "mute": self.controls.mute,
-                "strength_db": self.controls.strength_db, "task": self.controls.task,
+                "strength_db": self.controls.strength_db, "task": self.controls.task, "query_gain_db": self.controls.query_gain_db,
+                "query": query.text if isinstance(query, Query) else None,
             }
         )  # fmt: skip
 
     def _commands(self) -> None:
         for line in sys.stdin:
             command = json.loads(line)
-            for name, value in command.get("set", {}).items():
-                setattr(self.controls, name, value)
+            given = command.get("set", {})
+            if "query" in given:  # before the task that may need it
+                self._ask(given.pop("query"))
+            for name, value in given.items():
+                if name != "task" or value == "restore" or value in self.controls.voices:  # (after a refused query there may be none)
+                    setattr(self.controls, name, value)
         self._ended = True
         self._wake.set()
+
+    def _ask(self, text: str) -> None:
+        """Other words, made ready here, beside the audio."""
+        try:
+            self.controls.voices = self.controls.voices | {"query": ask(text)}
+        except (ValueError, EngineError) as e:
+            self.log.add("query_refused", cause=str(e))
 
 
 _out = threading.Lock()

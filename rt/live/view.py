@@ -18,7 +18,7 @@ from voicewire.rt.lane import USUAL_STRENGTH_DB
 from .controller import Live, LiveSettings
 from .keys import Keys
 
-_HELP = "b bypass   m mute   + − strength   0 usual strength   t task   q quit"
+_HELP = "b bypass   m mute   + − strength   0 usual strength   t task   / query   q quit"
 _STEP_DB = 3.0
 _MOST_DB = 100.0  # nobody hears the rest
 
@@ -37,6 +37,7 @@ class Screen:
         self.status: dict[str, Any] = {}
         self.events: deque[str] = deque(maxlen=5)
         self.waiting = self.note = ""
+        self.typed: str | None = None  # the query that is being typed
         self._taken = 0.0
 
     def take(self, report: dict[str, Any]) -> None:
@@ -68,11 +69,11 @@ class Screen:
         total = sum(max(0.0, v) for v in d.values())
         grid.add_row("delay", f"{total:5.1f} ms = in {d['device_in']:.0f} + model {d['model']:.0f} + ring {d['ring']:.0f} + out {d['device_out']:.0f}")
         grid.add_row("step", f"{s['step_ms']:5.2f} ms of 20, worst {s['step_max_ms']:.2f}   clocks {s['drift_ppm']:+.0f} ppm")
-        faults = {k: v for k, v in s["counts"].items() if k not in ("opened", "lost")}
+        faults = {k: v for k, v in s["counts"].items() if k not in ("opened", "lost", "query_refused")}
         grid.add_row("gaps", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(faults.items())) or "none")
         lines: list[RenderableType] = [head, grid]
         lines += [Text(e, "yellow") for e in self.events]
-        lines.append(Text(self.note or _HELP, "dim"))
+        lines.append(Text(f"query: {self.typed}▏" if self.typed is not None else self.note or _HELP, "dim"))
         return Group(*lines)
 
     def _state(self) -> str:
@@ -81,7 +82,11 @@ class Screen:
             return "muted"
         if s["suspended"]:
             return "asleep: nobody records" if s["listeners"] == 0 else "asleep: silence"
-        return "bypassed" if s["bypass"] else s["task"] if s["task"] != "restore" else ""
+        if s["bypass"] or s["task"] == "restore":
+            return "bypassed" if s["bypass"] else ""
+        if s["task"] != "query":
+            return str(s["task"])
+        return f"query: {s['query']}" if s["query_gain_db"] is None else f"query: {s['query']} {s['query_gain_db']:+.0f} dB"
 
     def _strength(self) -> float:
         chosen: float | None = self.status.get("strength_db")
@@ -90,9 +95,12 @@ class Screen:
     def key(self, k: str) -> bool:
         """Act on a key; → False to end."""
         s = self.status
-        if k in ("q", "\x03", "\x04"):
+        if k in ("\x03", "\x04") or (k == "q" and self.typed is None):
             return False
         self.note = ""
+        if self.typed is not None:
+            self._type(k)
+            return True
         if k == "b":
             self.live.set(bypass=not s.get("bypass", False))
         elif k == "m":
@@ -102,13 +110,29 @@ class Screen:
             self.live.set(strength_db=min(max(0.0, value), _MOST_DB))
         elif k == "0":
             self.live.set(strength_db=None)
+        elif k == "/":
+            self.typed = ""
         elif k == "t":
             tasks = self.live.tasks
             if len(tasks) == 1:
-                self.note = "the only task is restore; for extract start with --enroll"
+                self.note = "the only task is restore; for extract start with --enroll, for query press /"
             else:
                 self.live.set(task=tasks[(tasks.index(s.get("task", tasks[0])) + 1) % len(tasks)])
         return True
+
+    def _type(self, k: str) -> None:
+        """A key while a query is typed: Enter asks, Escape does not."""
+        assert self.typed is not None
+        if k in "\r\n":
+            words, self.typed = self.typed, None
+            try:
+                self.live.set(query=words, task="query")
+            except ValueError as e:
+                self.note = str(e)
+        elif k == "\x1b":
+            self.typed = None
+        else:
+            self.typed = self.typed[:-1] if k in "\x7f\b" else self.typed + k
 
 
 def describe(event: dict[str, Any]) -> str:

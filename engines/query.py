@@ -1,0 +1,37 @@
+"""A sound asked for in words, made ready: kept in a stream as a voice is, so that a query too can be set, taken away or swapped between any two frames."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .engine import WEIGHTS, EngineError
+from .sentence import check, embed
+from .voiceprint import VOICE_PARTS, Voiceprint
+
+
+@dataclass(frozen=True)
+class Query(Voiceprint):
+    """text: what was asked for. The rest is as in a voiceprint."""
+
+    text: str
+
+
+def ask(text: str, folder: Path = WEIGHTS) -> Query:
+    """text: a few words for a sound, English, like "a dog barking" → the query. Half a second the first time, then milliseconds.
+
+    ValueError for what are no words; EngineError where the weights take no queries, or without the package that embeds sentences.
+    """
+    import onnxruntime as ort
+
+    check(text)
+    path = folder / "query.onnx"
+    if not path.exists():
+        raise EngineError("these weights take no queries; the task 'query' needs weights trained for it (tools.train with [data] query)")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    voice, *parts = session.run(None, {"x": embed([text])})
+    weights: str = json.loads((folder / "model.json").read_text())["weights"]
+    return Query(weights, dict(zip(VOICE_PARTS, parts, strict=True)), voice[0], text)
