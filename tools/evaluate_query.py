@@ -73,7 +73,7 @@ def judge(asker: Asker, mix: np.ndarray, target: np.ndarray, query: str, other_q
     at = round(CHANGE_S * RATE)
     rest = slice(at + round(EFFECT_S * RATE), None)
     changed = asker.changed(mix, other_query, query, at)
-    heard = float((target[rest] ** 2).mean()) > 0.01 * float((target**2).mean())  # SI-SDR of a stretch of silence says nothing
+    heard = all(float((z[rest] ** 2).mean()) > 0.01 * float((z**2).mean()) for z in (target, other))  # SI-SDR where one of them is silent says nothing
     early = si_sdr_db(mix[rest], target[rest])
     return {
         "gain_db": si_sdr_db(right, target) - before,
