@@ -28,6 +28,7 @@ from voicewire.engines.gpu.engine import GpuEngine
 from voicewire.engines.gpu.fake import FakeDevice
 from voicewire.engines.gpu.layout import Layout
 from voicewire.engines.gpu.lower import lower
+from voicewire.engines.gpu.slots import DeviceSlots
 from voicewire.engines.gpu.stepper import CapturedStepper
 from voicewire.engines.slots import open_slots
 from voicewire.engines.voiceprint import Voiceprint, enrol, known
@@ -169,7 +170,7 @@ def test_another_talker_without_a_click_and_clear_keeps_them(relay: Running, voi
     for block in blocks(x[8000:]):
         ws.send(block)
     say(ws, event="mark", name="all")
-    reply(ws, "mark", heard=y)
+    assert reply(ws, "mark", "error", heard=y)["event"] == "mark"
     heard = np.frombuffer(bytes(y), np.int16).astype(float)
     want = alone(voice_engine, x, asked={8000: ("extract", voices[1])}, task="extract", voice=voices[0])[: len(x)]
     assert np.array_equal(heard, want)
@@ -331,7 +332,7 @@ def test_what_cannot_be_enrolled(relay: Running) -> None:
         say(ws, event="enroll", seconds=30)  # `clear` forgets what has been heard
         ws.send(bytes(64000))
         say(ws, event="clear")
-        reply(ws, "cleared")
+        assert reply(ws, "cleared", "error")["event"] == "cleared"
     assert len(exchange(ws, [bytes(640)])) == 640 + 960
 
 
@@ -438,9 +439,12 @@ def test_the_client_asks_enrolls_and_comes_again(voice_engine: Engine, voice_wei
                 mine = Voiceprint.from_bytes(client.enrolled, voice_engine.weights)
                 assert np.array_equal(told()[1], mine.parts["gain"])
                 await client.control("set", task="restore")
-                await client.control("set", voice=None)
                 await cut(client)
                 assert told() == ("restore", None)
+                await client.control("set", voice=pack_voice(voices[1].to_bytes()))
+                await client.control("set", voice=None)
+                await cut(client)
+                assert told()[0] == "extract" and np.array_equal(told()[1], two)
                 await client.ask("extract", b"no voice")
                 with pytest.raises(RelayError, match="not a voicewire voiceprint"):
                     while True:
@@ -485,6 +489,9 @@ def test_slots_of_a_device_are_pinned_one_by_one(
                 each.attach(0)  # and nothing of it is left for whoever comes next
         np.testing.assert_allclose(slots.step(rows(), x[t]), host.step(rows(), x[t]), atol=1e-4)
         assert np.array_equal(slots.export(2)["gain"], voice_engine.init_state(1)["gain"])
+    assert isinstance(slots, DeviceSlots)
+    for row, want in enumerate((voice_engine.init_state(1), states[1], voice_engine.init_state(1))):  # not what the mirror says
+        assert all(np.array_equal(slots.stepper.read(row)[name], want[name]) for name in pinned_part(want)), row
     device.lost = True
     slots.step(rows(), x[30])
     assert gpu.lost
