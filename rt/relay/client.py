@@ -141,7 +141,8 @@ class Client:
         await self.control("set", **_asked(task, voice))
 
     async def enroll(self, seconds: float) -> None:
-        """Make a voiceprint of the next `seconds` that are sent, 1 to 30: it is in `enrolled` once `receive` has met the answer."""
+        """Make a voiceprint of the next `seconds` that are sent, 1 to 30: it is in `enrolled` once `receive` has met the answer. A connection that
+        breaks, or a move, takes it along: ask again where `reconnects` or `moves` has changed."""
         self.enrolled = None
         await self.control("enroll", seconds=seconds)
 
@@ -272,7 +273,7 @@ class Client:
     async def _arrive(self, name: str) -> None:
         assert self._next is not None
         try:
-            self.ready = await begin(self._next, self._start | {"resume": name}, self._url)
+            self.ready = await begin(self._next, self._start | {"resume": name, "voice": None}, self._url)  # the talker comes with the stream
         except RelayError as e:  # too late, or the worker there has gone, too: anew, then
             self._lost(self._socket, str(e))
             return

@@ -51,7 +51,8 @@ log = logging.getLogger("voicewire.relay")
 @dataclass(frozen=True)
 class Config:
     """What `serve` was told. max_streams None: measure. certificate, key: TLS from these files. record: where to keep what is said, None: nowhere.
-    handover: folder for streams on their way to another worker. engine, weights: a name of `open_engine` and the folder it opens."""
+    handover: folder for streams on their way to another worker. engine: a name of `open_engine`. weights: the folder it opens,
+    None: the one that is installed, on whatever machine this gets to."""
 
     host: str = "127.0.0.1"
     port: int = 8765
@@ -64,7 +65,7 @@ class Config:
     record: Path | None = None
     handover: Path | None = None
     engine: str = "onnx"
-    weights: Path = WEIGHTS
+    weights: Path | None = None
 
 
 class Relay:
@@ -79,7 +80,7 @@ class Relay:
         self.sessions: dict[str, tuple[Session, Connection]] = {}
         self._loop = asyncio.get_running_loop()
         self._scheduler = Scheduler(engine, self.capacity, self._results, config.batching, self._stepped)
-        self._voices = Voices(engine, config.weights)
+        self._voices = Voices(engine, config.weights or WEIGHTS)
         self._handover = handover or (Folder(config.handover) if config.handover else None)
         self._recorder = Recorder(config.record) if config.record else None
         self._tasks: set[asyncio.Task[Any]] = set()
