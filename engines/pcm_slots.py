@@ -31,7 +31,7 @@ class Luggage(NamedTuple):
 
 
 class PcmSlots(Protocol):
-    """`capacity` streams, one a row. One thread attaches and steps; `export` may be called from another for a row that is not stepping."""
+    """`capacity` streams, one a row. One thread attaches, pins and steps; `export` may be called from another for a row that is not stepping."""
 
     max_batch: int  # rows a step that still make a row cheaper
 

@@ -2,7 +2,7 @@
 With samples at both ends instead of spectra: `pcm_slots`.
 
 `open_slots(engine, capacity)` asks the engine for its own (on a GPU the state never leaves the device) and keeps the rows in host arrays for
-engines that have none. Both behave the same. One thread attaches and steps; `export` may be called from another for a row that is not stepping.
+engines that have none. Both behave the same. One thread attaches, pins and steps; `export` may be called from another for a row that is not stepping.
 """
 
 from __future__ import annotations

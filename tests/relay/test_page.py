@@ -313,8 +313,8 @@ def test_a_server_that_goes_away_is_found_again(page: Any, engine: Engine) -> No
 class FrontDoor:
     """A front door as `voicewire cluster` has it: gives the page, and sends streams to `relay`."""
 
-    def __init__(self, relay: Running) -> None:
-        self.relay = relay
+    def __init__(self, relay: Running, voices: str) -> None:
+        self.relay, self._voices = relay, voices
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
@@ -325,8 +325,9 @@ class FrontDoor:
 
     async def _run(self) -> None:
         gate = Gate(
-            Door(), ADAPTERS, state=lambda: "", room=lambda _: 0.0, metrics=lambda: b"", refused=lambda _: None, elsewhere=lambda path: self._where(path)
-        )
+            Door(), ADAPTERS, state=lambda: "", room=lambda _: 0.0, metrics=lambda: b"", refused=lambda _: None, elsewhere=lambda path: self._where(path),
+            voices=self._voices,
+        )  # fmt: skip
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         async with serve(lambda c: c.close(), "127.0.0.1", 0, process_request=lambda c, request: gate.check(request)) as server:
             self.url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
@@ -338,12 +339,18 @@ class FrontDoor:
         self._thread.join(10)
 
 
-def test_the_page_follows_a_front_door_and_takes_its_stream_along(page: Any, engine: Engine, tmp_path: Path) -> None:
-    config = Config(port=0, max_streams=2, door=Door("only the door knows", tickets=SECRET), handover=tmp_path)
-    with Running(engine, config) as here, Running(engine, config) as there:
-        door = FrontDoor(here)
+def test_the_page_follows_a_front_door_and_takes_its_stream_and_talker_along(
+    page: Any, voice_engine: Engine, voice_weights: Path, voices: tuple[Voiceprint, Voiceprint], tmp_path: Path
+) -> None:
+    config = Config(port=0, max_streams=2, door=Door("only the door knows", tickets=SECRET), handover=tmp_path, weights=voice_weights)
+    kept = {"weights": voice_engine.weights, "voice": base64.b64encode(voices[0].to_bytes()).decode(), "when": 0}
+    with Running(voice_engine, config) as here, Running(voice_engine, config) as there:
+        door = FrontDoor(here, voice_engine.weights)
         try:
             page.goto(door.url)
+            page.evaluate("(kept) => localStorage.setItem('voicewire-voice', JSON.stringify(kept))", kept)
+            page.reload()
+            page.click("#extract")
             page.click("#go")
             expect_text(page, "#state", "Live")
             page.wait_for_timeout(1500)
@@ -356,7 +363,7 @@ def test_the_page_follows_a_front_door_and_takes_its_stream_along(page: Any, eng
             (moved, _) = next(iter(there.relay.sessions.values()))
             before = moved.tally.samples_in
             assert before >= session.tally.samples_in > 0, "the stream began anew"
-            assert moved.strength_db == 24
+            assert moved.strength_db == 38 and moved.task == "extract" and np.array_equal(moved._asked["gain"], voices[0].parts["gain"])
             page.wait_for_timeout(1000)
             assert moved.tally.samples_in > before and not page.locator("#trouble").is_visible()
             print(f"gaps while moving: {page.inner_text('#gaps')}")
