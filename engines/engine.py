@@ -39,6 +39,11 @@ class Engine(Protocol):
         """`step` for the owner of `state`: may reuse its arrays instead of copying them."""
 
 
+def pinned_part(state: State) -> State:
+    """The part of a state that says what to do, as far as the weights have it."""
+    return {name: state[name] for name in PINNED if name in state}
+
+
 def copy_state(state: State) -> State:
     return {k: v.copy() for k, v in state.items()}
 

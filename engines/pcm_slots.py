@@ -31,7 +31,7 @@ class Luggage(NamedTuple):
 
 
 class PcmSlots(Protocol):
-    """`capacity` streams, one a row. One thread attaches and steps; `export` may be called from another for a row that is not stepping."""
+    """`capacity` streams, one a row. One thread attaches, pins and steps; `export` may be called from another for a row that is not stepping."""
 
     max_batch: int  # rows a step that still make a row cheaper
 
@@ -40,6 +40,9 @@ class PcmSlots(Protocol):
 
     def attach(self, row: int, hop: int, task: str = "restore", luggage: Luggage | None = None, whole: bool = False) -> None:
         """The row starts afresh, or goes on from luggage, whoever had it before. hop: samples, the stream's rate; whole: it wants int16."""
+
+    def pin(self, row: int, pinned: State) -> None:
+        """The row is asked for something else from its next frame on, and forgets nothing. pinned: the states `engine.PINNED`, [1, ...] each."""
 
     def step(self, rows: Rows, frames: Sequence[Samples], dry: F32) -> list[Samples]:
         """rows: [n] ascending; frames: [2 hop] each, int16 or float32 of full scale 1.0; dry: [n], the share of the input to keep →
@@ -118,6 +121,9 @@ class HostPcmSlots:
     def attach(self, row: int, hop: int, task: str = "restore", luggage: Luggage | None = None, whole: bool = False) -> None:
         self.slots.attach(row, task, luggage.state if luggage else None)
         self.edges.attach(row, hop, luggage, whole)
+
+    def pin(self, row: int, pinned: State) -> None:
+        self.slots.pin(row, pinned)
 
     def step(self, rows: Rows, frames: Sequence[Samples], dry: F32) -> list[Samples]:
         return self.edges.step(self.slots, rows, frames, dry)

@@ -2,7 +2,7 @@
 With samples at both ends instead of spectra: `pcm_slots`.
 
 `open_slots(engine, capacity)` asks the engine for its own (on a GPU the state never leaves the device) and keeps the rows in host arrays for
-engines that have none. Both behave the same. One thread attaches and steps; `export` may be called from another for a row that is not stepping.
+engines that have none. Both behave the same. One thread attaches, pins and steps; `export` may be called from another for a row that is not stepping.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class Slots(Protocol):
 
     def attach(self, row: int, task: str = "restore", state: State | None = None) -> None:
         """The row starts afresh in `task`, or goes on from `state` ([1, ...] each), whoever had it before."""
+
+    def pin(self, row: int, pinned: State) -> None:
+        """The row is asked for something else from its next frame on, and forgets nothing. pinned: the states `engine.PINNED`, [1, ...] each."""
 
     def step(self, rows: Rows, x: F32) -> F32:
         """rows: [n] ascending; x: [n, 2, 480, 2] → the same shape, good until the step after next. The other rows keep their state."""
@@ -63,6 +66,10 @@ class HostSlots:
 
     def attach(self, row: int, task: str = "restore", state: State | None = None) -> None:
         for name, value in (state or self._fresh(task)).items():
+            self.rows[name][row] = value[0]
+
+    def pin(self, row: int, pinned: State) -> None:
+        for name, value in pinned.items():
             self.rows[name][row] = value[0]
 
     def step(self, rows: Rows, x: F32) -> F32:

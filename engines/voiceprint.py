@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ VOICE_PARTS = ("k", "v", "gain", "offset")
 FRAMES_PER_SECOND = HOPS_PER_SECOND // HOPS_PER_FRAME
 LEAST_S, MOST_S = 1.0, 30.0
 ROW = 1  # of the pinned prefix; row 0 is the task
+MOST_BYTES = 1 << 20  # of all arrays together: the file may be a stranger's, and what is packed small can be large
+DAMAGED = "this is not a voicewire voiceprint, or it is damaged; make one: voicewire enroll ME.wav -o me.voice"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,10 @@ class Voiceprint:
     voice: F32
 
     def turn(self, state: State) -> None:
-        """Turn every slot of the state towards this voice, from its next frame on."""
+        """Turn every slot of the state towards this voice, from its next frame on. ValueError, and nothing is turned, unless it fits the model's sizes."""
+        rows = {"k": state["trunk.prefix_k"][:, :, ROW], "v": state["trunk.prefix_v"][:, :, ROW], "gain": state["gain"], "offset": state["offset"]}
+        if any(self.parts[k].shape != (1, *rows[k].shape[1:]) for k in VOICE_PARTS):
+            raise ValueError(DAMAGED)
         state["trunk.prefix_k"][:, :, ROW] = self.parts["k"]
         state["trunk.prefix_v"][:, :, ROW] = self.parts["v"]
         state["trunk.prefix_on"][:, ROW] = 1
@@ -51,17 +57,21 @@ class Voiceprint:
     def from_bytes(cls, data: bytes, weights: str) -> Voiceprint:
         """ValueError, one line, unless it is a whole voiceprint made with these weights."""
         try:
+            with zipfile.ZipFile(io.BytesIO(data)) as z:
+                if sum(i.file_size for i in z.infolist()) > MOST_BYTES:
+                    raise ValueError
             with np.load(io.BytesIO(data), allow_pickle=False) as f:
                 arrays = {k: f[k] for k in f.files}
             head = json.loads(arrays.pop("head").tobytes())
             made = cls(head["weights"], {k: arrays[k] for k in VOICE_PARTS}, arrays["voice"])
             version = head["voiceprint"]
+            sound = all(a.dtype == np.float32 and np.isfinite(a).all() for a in (*made.parts.values(), made.voice))
         except Exception:
-            raise ValueError("this is not a voicewire voiceprint, or it is damaged; make one: voicewire enroll ME.wav -o me.voice") from None
+            raise ValueError(DAMAGED) from None
         if version != VERSION or made.weights != weights:
             raise ValueError("the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice")
-        if not all(np.isfinite(a).all() and a.dtype == np.float32 for a in (*made.parts.values(), made.voice)):
-            raise ValueError("the voiceprint is damaged; enroll again: voicewire enroll ME.wav -o me.voice")
+        if not sound:
+            raise ValueError(DAMAGED)
         return made
 
     @classmethod
@@ -85,6 +95,14 @@ def spoken(x: F32, rate: int) -> F32:
     return frames[loud[0] : loud[-1] + 1][: round(MOST_S * FRAMES_PER_SECOND)]
 
 
+def known(folder: Path = WEIGHTS) -> str | None:
+    """The fingerprint that voiceprints of these weights carry; None where they know no voices."""
+    if not (folder / "voice.onnx").exists():
+        return None
+    weights: str = json.loads((folder / "model.json").read_text())["weights"]
+    return weights
+
+
 def enrol(x: F32, rate: int, folder: Path = WEIGHTS) -> Voiceprint:
     """x: [samples] of one talker, float32, rate 8,000 to 48,000 Hz → the voiceprint.
 
@@ -92,8 +110,8 @@ def enrol(x: F32, rate: int, folder: Path = WEIGHTS) -> Voiceprint:
     """
     import onnxruntime as ort
 
-    path = folder / "voice.onnx"
-    if not path.exists():
+    weights = known(folder)
+    if weights is None:
         raise EngineError("these weights know no voices; the task 'extract' needs weights trained for it (tools.train with [data] extract)")
     frames = spoken(x, rate)
     hop = hop_samples(rate)
@@ -101,7 +119,6 @@ def enrol(x: F32, rate: int, folder: Path = WEIGHTS) -> Voiceprint:
     spec = analyse(tails, frames)[0][:, :, :CORE_BINS].reshape(1, -1, CORE_BINS, 2)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(folder / "voice.onnx"), options, providers=["CPUExecutionProvider"])
     voice, *parts = session.run(None, {"x": spec})
-    weights: str = json.loads((folder / "model.json").read_text())["weights"]
     return Voiceprint(weights, dict(zip(VOICE_PARTS, parts, strict=True)), voice[0])

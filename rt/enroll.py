@@ -53,12 +53,18 @@ def of_samples(x: F32, rate: int) -> Voiceprint:
 
 def load(path: Path, weights: str) -> Voiceprint:
     """A voiceprint file, or a recording, which is enrolled on the spot."""
+    return of_samples(*files.read(path)[:2]) if _is_recording(path) else Voiceprint.load(path, weights)
+
+
+def file_bytes(path: Path) -> bytes:
+    """The same as the bytes of a voiceprint file, for a relay, which knows its weights."""
+    return of_samples(*files.read(path)[:2]).to_bytes() if _is_recording(path) else path.read_bytes()
+
+
+def _is_recording(path: Path) -> bool:
     if not path.exists():
         raise files.InputError(f"no file {path} to know the talker by; make one: voicewire enroll ME.wav -o me.voice")
-    if path.suffix.lower() != ".voice" and path.is_file():
-        x, rate, _ = files.read(path)
-        return of_samples(x, rate)
-    return Voiceprint.load(path, weights)
+    return path.suffix.lower() != ".voice" and path.is_file()
 
 
 def record(device: str | None, seconds: float, console: Console) -> tuple[F32, int]:

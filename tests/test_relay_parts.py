@@ -32,23 +32,26 @@ from voicewire.rt.cli import main
 from voicewire.rt.lane import Lane, to_int16
 from voicewire.rt.relay.capacity import measure
 from voicewire.rt.relay.client import Client
-from voicewire.rt.relay.events import ProtocolError, Reply, Sound, Start
+from voicewire.rt.relay.events import Enroll, ProtocolError, Reply, Set, Sound, Start
 from voicewire.rt.relay.framing import message, whole_messages, wire_bytes
 from voicewire.rt.relay.handover import Folder
 from voicewire.rt.relay.order import InOrder
-from voicewire.rt.relay.protocol import V1, pack_header, unpack_header
+from voicewire.rt.relay.protocol import MAX_VOICE, V1, pack_header, pack_voice, unpack_header
 from voicewire.rt.relay.slots import Batching, Full, Scheduler, Slot
 from voicewire.rt.snapshot import kind, unpack
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*must be used as a context manager")
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 JSON = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.text(max_size=8), LEAVES, max_size=3)
-FIELDS = st.sampled_from(["event", "rate", "format", "channels", "task", "strength_db", "bypass", "header", "live", "resume", "name", "x"])
-VALUES = JSON | st.sampled_from(["start", "set", "clear", "mark", "stop", "move", "s16le", "f32le", "restore", 16000, 1, True])
+FIELDS = st.sampled_from(["event", "rate", "format", "channels", "task", "voice", "strength_db", "bypass", "header", "live", "resume", "name", "seconds", "x"])
+VOICES = st.binary(max_size=40).map(pack_voice) | st.sampled_from(["A" * MAX_VOICE, "A" * (MAX_VOICE + 1), "=", "AA"])
+VALUES = JSON | VOICES | st.sampled_from(["start", "set", "enroll", "clear", "mark", "stop", "move", "s16le", "f32le", "restore", "extract", 16000, 1, True])
 MESSAGES = st.one_of(
     st.binary(max_size=50), st.text(max_size=50), JSON.map(lambda v: json.dumps(v)),
     st.dictionaries(FIELDS, VALUES, max_size=6).map(lambda d: json.dumps({"event": "start", "rate": 16000} | d)),
     st.dictionaries(FIELDS, VALUES, max_size=4).map(lambda d: json.dumps({"event": "set"} | d)),
+    st.fixed_dictionaries({"event": st.just("set"), "task": LEAVES | st.sampled_from(["restore", "extract"])}, optional={"voice": VOICES}).map(json.dumps),
+    LEAVES.map(lambda seconds: json.dumps({"event": "enroll", "seconds": seconds})),
 )  # fmt: skip
 
 
@@ -68,6 +71,10 @@ def test_any_messages_give_events_or_protocol_errors(messages: list[str | bytes]
                     assert event.samples.ndim == 2 and event.samples.dtype in (np.int16, np.float32)
                 elif isinstance(event, Start):
                     assert 8000 <= event.rate <= 48000 and 1 <= event.channels <= 8
+                if isinstance(event, Start | Set):
+                    assert event.task in ("restore", "extract") and (event.voice is None or (event.task == "extract" and len(event.voice) < MAX_VOICE))
+                elif isinstance(event, Enroll):
+                    assert 1 <= event.seconds <= 30
         except ProtocolError as e:
             assert e.code and e.text and "\n" not in e.text and len(e.text) < 600
 

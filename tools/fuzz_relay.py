@@ -10,6 +10,7 @@ it must get all of its samples, and the server's memory must not grow.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from tools.relay_peer import Peer, frame
 
 START = {"event": "start", "rate": 16000}
 GOOD = b"\0" * 640
-FIELDS = ["rate", "channels", "format", "task", "header", "live", "more"]
+FIELDS = ["rate", "channels", "format", "task", "voice", "header", "live", "more"]
 
 
 def text(value: object) -> bytes:
@@ -34,6 +35,10 @@ def text(value: object) -> bytes:
 
 def _garbage(r: random.Random) -> str:
     return "".join(r.choice('{}[]",:0123456789abc é\\\u2028') for _ in range(r.randint(0, 40)))
+
+
+def _base64(r: random.Random) -> str:
+    return base64.b64encode(r.randbytes(r.randint(0, 40_000))).decode()
 
 
 def bad_start(r: random.Random) -> bytes:
@@ -54,6 +59,8 @@ def bad_message(r: random.Random, header: bool) -> bytes:
         lambda: text(_garbage(r) + "{"),
         lambda: text(START),
         lambda: text({"event": "set", "strength_db": r.choice([-1, "a", [], 1e99, True])}),
+        lambda: text({"event": "set", "task": "extract", "voice": r.choice([None, 7, "?", "A" * 200_000, _base64(r)])}),
+        lambda: text({"event": "enroll", "seconds": r.choice([0, 31, -1, 1e99, "5", None])}),
         lambda: text({"event": "mark", "name": r.choice([None, 3, "", "x" * 1000])}),
         lambda: text({"event": r.choice(["dance", "x" * 500, "Start"])}),
         lambda: text({"event": "clear", "more": 1}),

@@ -4,7 +4,7 @@ the same frame.
 Up to `MIRRORED` slots have a mirror in host memory, brought up to date by what every step copies out anyway (33 kB a slot: the small states
 and the new attention rows; 37 with the edges of `pcm_slots`). When the device is lost, the frame under way is stepped again on the CPU from the
 mirror: nothing is lost but time. Beyond that the copies would cost more than the step, and no CPU could take the streams over at full speed: they
-go on from a fresh state.
+go on from a fresh state, asked for what they were asked for.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Resident(ABC, Generic[Given, Made]):
         self._layout = Layout(cpu.init_state(1))
         self._task = ["restore"] * capacity
         self._pinned = ["restore"] * capacity  # whose prefix the row holds on the device; "" for luggage
+        self._turned: dict[int, State] = {}  # what rows without a mirror were asked for, where that is more than a task
         self._begins = np.ones(capacity, np.bool_)  # rows to reset with their next frame
         self._flight: deque[Ticket[Given, Made]] = deque()
         self.host: HostSlots | None = HostSlots(cpu, capacity) if capacity <= MIRRORED else None
@@ -95,8 +96,11 @@ class Resident(ABC, Generic[Given, Made]):
         """The row starts afresh or goes on from `state`, with what the ends carry."""
         self._task[row] = task
         self._begins[row] = state is None  # a bit in the next step's mask, no launch
+        self._turned.pop(row, None)
         if self.host:
             self.host.attach(row, task, None if state is None else {n: state[n] for n in self._layout.first})
+        elif state is not None:
+            self._turned[row] = {n: state[n] for n in self._layout.packs[FIXED]}
         if self.lost or (state is None and self._pinned[row] == task):
             return
         self._pinned[row] = task if state is None else ""
@@ -107,6 +111,21 @@ class Resident(ABC, Generic[Given, Made]):
             self.stepper.write(row, state)
         except DeviceLost as e:
             self._fall_back(e)
+
+    def pin(self, row: int, pinned: State) -> None:
+        """As `Slots.pin`."""
+        with self._lock:
+            self._settle()
+            self._pinned[row] = ""
+            if self.host:
+                self.host.pin(row, pinned)
+            else:
+                self._turned[row] = pinned
+            try:
+                if not self.lost:
+                    self.stepper.write(row, pinned)
+            except DeviceLost as e:
+                self._fall_back(e)
 
     def submit(self, rows: Rows, given: Given) -> Ticket[Given, Made]:
         """Start a step; what is given must stay as it is until `collect`. ValueError when two are under way."""
@@ -149,7 +168,7 @@ class Resident(ABC, Generic[Given, Made]):
         if self.host:
             return self.host.export(row)
         if self._begins[row]:
-            return self._cpu.init_state(1, self._task[row])
+            return {**self._cpu.init_state(1, self._task[row]), **self._turned.get(row, {})}
         try:
             return self.stepper.read(row)
         except DeviceLost as e:
@@ -202,4 +221,6 @@ class Resident(ABC, Generic[Given, Made]):
         for row, task in enumerate(self._task):
             if task != "restore":
                 self.host.attach(row, task)
+        for row, pinned in self._turned.items():
+            self.host.pin(row, pinned)
         return self.host

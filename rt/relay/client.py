@@ -8,6 +8,7 @@ async with Client("ws://127.0.0.1:8765", rate=16000) as client:
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import time
@@ -23,7 +24,7 @@ from websockets.protocol import State
 from ..lane import Samples, to_float, to_int16
 from .dial import AWAY, Away, RelayError, begin, dial, ended, final, reason
 from .kept import Block, Kept
-from .protocol import HEADER, Raw, pack_header
+from .protocol import HEADER, Raw, pack_header, pack_voice
 
 PATH = "/v1/stream"
 RETRY_S, MOST_RETRY_S = 0.1, 2.0  # between two tries to connect again: the first and the longest pause
@@ -34,9 +35,22 @@ CAPTURED_S = 0.5  # the same where the relay has a jitter buffer: it would drop 
 NOTES = 256  # events kept for `events`
 
 
+def _asked(task: str, voice: bytes | None) -> dict[str, str | None]:
+    return {"task": task, "voice": None if voice is None else pack_voice(voice)}
+
+
+def _as_start(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a new stream is to start with after this `set`: there a voice and the task to restore do not go together."""
+    if fields.get("voice") is not None:
+        return {"task": "extract", **fields}
+    talker = {"voice": None} if fields.get("task") == "restore" else {}
+    return {k: v for k, v in fields.items() if k != "voice"} | talker
+
+
 class Client:
     """One stream on a relay.
 
+    task: "restore", or "extract" with voice, the bytes of a voiceprint file (`voicewire enroll`, or `enroll` here); `ask` changes both while the stream runs.
     live: False for files: the relay waits for a slow reader instead of skipping. timed: messages carry their time, and `delays_s` collects
     how long each took there and back. Messages of the relay that carry no sound are in `events`, the newest last.
 
@@ -47,8 +61,9 @@ class Client:
     """
 
     def __init__(
-        self, url: str, rate: int, *, channels: int = 1, dtype: str = "int16", token: str | None = None, strength_db: float | None = None,
-        live: bool = True, timed: bool = False, patience_s: float = PATIENCE_S, say: Callable[[str], None] = lambda line: None,
+        self, url: str, rate: int, *, channels: int = 1, dtype: str = "int16", token: str | None = None, task: str = "restore",
+        voice: bytes | None = None, strength_db: float | None = None, live: bool = True, timed: bool = False,
+        patience_s: float = PATIENCE_S, say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         url = url.replace("http", "ws", 1) if url.startswith("http") else url
         self._url = url if url.rstrip("/").endswith(PATH) else url.rstrip("/") + PATH
@@ -60,10 +75,12 @@ class Client:
         self._patience_s, self._say = patience_s, say
         self._start = {
             "event": "start", "rate": rate, "format": self._kind, "channels": channels, "strength_db": strength_db, "header": timed, "live": live,
+            **_asked(task, voice),
         }  # fmt: skip
         self.events: deque[dict[str, Any]] = deque(maxlen=NOTES)
         self.delays_s: deque[float] = deque(maxlen=100_000)
         self.moves = self.reconnects = 0
+        self.enrolled: bytes | None = None  # a voiceprint file
         self._steady = asyncio.Event()  # cleared while the stream moves or is lost: nothing is sent meanwhile
         self._moving: asyncio.Task[None] | None = None
         self._next: ClientConnection | None = None
@@ -109,15 +126,25 @@ class Client:
         await self._send(self._message(one))
 
     async def control(self, event: str, **fields: Any) -> None:
-        """`set`, `clear`, `mark` (see PROTOCOL.md)."""
+        """`set`, `enroll`, `clear`, `mark` (see PROTOCOL.md)."""
         await self._may_send()
         if event == "set":
-            self._start |= fields
+            self._start |= _as_start(fields)
         elif event == "mark":
             self._marks.append(fields["name"])
         elif event == "clear":
             self._kept.clear()
         await self._send(json.dumps({"event": event, **fields}))
+
+    async def ask(self, task: str, voice: bytes | None = None) -> None:
+        """Another task, or another talker, from the next frame that is sent on."""
+        await self.control("set", **_asked(task, voice))
+
+    async def enroll(self, seconds: float) -> None:
+        """Make a voiceprint of the next `seconds` that are sent, 1 to 30: it is in `enrolled` once `receive` has met the answer. A connection that
+        breaks, or a move, takes it along: ask again where `reconnects` or `moves` has changed."""
+        self.enrolled = None
+        await self.control("enroll", seconds=seconds)
 
     async def stop(self) -> None:
         """No more audio; `receive` gives what is still inside, then None."""
@@ -211,6 +238,8 @@ class Client:
             self._trouble = str(event.get("text"))
         elif name == "stopped":
             self._over = True
+        elif name == "enrolled":
+            self.enrolled = base64.b64decode(event["voice"])
         elif name == "mark" and self._marks:
             self._marks.popleft()
         elif name == "cleared":
@@ -244,7 +273,7 @@ class Client:
     async def _arrive(self, name: str) -> None:
         assert self._next is not None
         try:
-            self.ready = await begin(self._next, self._start | {"resume": name}, self._url)
+            self.ready = await begin(self._next, self._start | {"resume": name, "voice": None}, self._url)  # the talker comes with the stream
         except RelayError as e:  # too late, or the worker there has gone, too: anew, then
             self._lost(self._socket, str(e))
             return

@@ -24,6 +24,9 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from voicewire.engines.engine import WEIGHTS
+from voicewire.engines.voiceprint import known
+
 from ..files import InputError
 from .gate import Gate
 from .ray_worker import Keeper, Status, Worker
@@ -85,7 +88,7 @@ class Cluster:
         self._refused = Counter("voicewire_cluster_refused_total", "Clients turned away at the door", ["reason"], registry=registry)
         self._gate = Gate(
             config.door, ADAPTERS, state=self._state, room=lambda moving: 0.0 if self._choose(moving) else RETRY_S, metrics=self._metrics,
-            refused=lambda r: self._refused.labels(r).inc(), elsewhere=self._send,
+            refused=lambda r: self._refused.labels(r).inc(), elsewhere=self._send, voices=known(config.weights or WEIGHTS),
         )  # fmt: skip
 
     # -- clients -------------------------------------------------------------------------------------------------------

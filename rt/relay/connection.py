@@ -12,6 +12,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Event
 
+from ..lane import Samples
 from .events import Adapter, Move, ProtocolError, Reply, Sound, Start
 from .framing import message, whole_messages, wire_bytes
 from .session import Session
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .server import Relay
 
 READ_BYTES = 1 << 14  # a read; more would let one client's flood of small messages keep the others waiting
+TEXT_BYTES = 1024  # of text are work as a message is: a voiceprint has 40 kB, and is unpacked
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
@@ -91,6 +93,7 @@ class Connection(ServerConnection):
         try:
             said: str | bytes = data
             if text:
+                self._allowance -= len(data) / TEXT_BYTES
                 try:
                     said = data.decode()
                 except UnicodeDecodeError:
@@ -184,6 +187,9 @@ class Connection(ServerConnection):
             self._over = True
             self.hold(False)
             self._relay.later(self.close(code, reason.encode()[:120].decode(errors="ignore")))
+
+    def enroll(self, session: Session, heard: Samples) -> None:
+        self._relay.later(self._relay.enroll(session, self, heard))
 
     def leave(self, session: Session) -> None:
         self._relay.later(self._relay.move(session, self))

@@ -34,7 +34,8 @@ class ProtocolError(Exception):
 class Start:
     """A stream begins. rate: 8,000 to 48,000 Hz; channels: interleaved ones are mixed, the output is repeated on each. whole: samples are int16
     (else float32), both ways. header: Sounds carry sequence and capture time, and may be late, lost or twice. live: what a slow reader does
-    not take is skipped; else the server reads no further until it does. resume: name of a stream left behind on another worker (`moved`).
+    not take is skipped; else the server reads no further until it does. resume: name of a stream left behind on another worker (`moved`), which
+    then says task, voice, strength and bypass. voice: bytes of the voiceprint file of the talker to extract.
     """
 
     rate: int
@@ -46,6 +47,7 @@ class Start:
     header: bool = False
     live: bool = True
     resume: str | None = None
+    voice: bytes | None = None
 
 
 class Sound(NamedTuple):
@@ -59,12 +61,20 @@ class Sound(NamedTuple):
 
 @dataclass(frozen=True)
 class Set:
-    """Change what is given; a field that is not in `given` stays as it is."""
+    """Change what is given; a field that is not in `given` stays as it is. Of task and voice both are given or neither."""
 
     given: frozenset[str]
     strength_db: float | None = None
     bypass: bool = False
     task: str = "restore"
+    voice: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Enroll:
+    """Make a voiceprint of the next `seconds` of this stream."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Move:
     """Leave for another worker: send all that is due, keep the memory under a name, then close."""
 
 
-Event = Start | Sound | Set | Clear | Mark | Stop | Move
+Event = Start | Sound | Set | Enroll | Clear | Mark | Stop | Move
 
 
 # -- to the client -----------------------------------------------------------------------------------------------------
@@ -97,7 +107,8 @@ Event = Start | Sound | Set | Clear | Mark | Stop | Move
 
 @dataclass(frozen=True)
 class Reply:
-    """A message without audio. name: `ready`, `stats`, `lag`, `mark`, `cleared`, `goaway`, `moved`, `stopped`, `error`; fields as in PROTOCOL.md."""
+    """A message without audio. name: one of `ready`, `stats`, `lag`, `mark`, `cleared`, `enrolled`, `goaway`, `moved`, `stopped`,
+    `error`; fields as in PROTOCOL.md."""
 
     name: str
     fields: dict[str, Any] = field(default_factory=dict)

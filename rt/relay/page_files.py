@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from typing import Final
 
@@ -22,8 +23,11 @@ HEADERS: Final = {
 }
 
 
-def load() -> dict[str, tuple[str, bytes]]:
-    """→ {path: (content type, body)}; `/` is index.html. Empty where the page is not installed."""
+def load(voices: str | None) -> dict[str, tuple[str, bytes]]:
+    """→ {path: (content type, body)}; `/` is index.html, `/server.json` what the page must know beforehand. Empty where the page is not installed.
+
+    voices: fingerprint of the server's weights, None where they know no voices.
+    """
     folder = files("voicewire.rt.relay") / "page"
     found: dict[str, tuple[str, bytes]] = {}
     if folder.is_dir():
@@ -33,4 +37,5 @@ def load() -> dict[str, tuple[str, bytes]]:
                 found[f"/{f.name}"] = (TYPES[ending], f.read_bytes())
     if "/index.html" in found:
         found["/"] = found["/index.html"]
+        found["/server.json"] = (TYPES[".json"], json.dumps({"voices": voices}).encode())
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import math
 import struct
@@ -11,17 +13,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from voicewire.engines.stft import hop_samples
+from voicewire.engines.voiceprint import LEAST_S, MOST_S
 
 from ..lane import Samples
 from ..stream import check_task
-from .events import Clear, Event, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
+from .events import Clear, Enroll, Event, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
 
 HEADER = struct.Struct("<IQI")  # sequence, capture time in µs, flags
 MAX_CHANNELS = 8
 MAX_NAME = 128  # characters of a mark
+MAX_VOICE = 1 << 17  # characters of a voiceprint in base64; they have about 40,000
+ENROLL_S = 8.0
 FORMATS = ("s16le", "f32le", "opus")
-_START = {"event", "rate", "format", "channels", "task", "strength_db", "bypass", "header", "live", "resume"}
-_SET = {"event", "strength_db", "bypass", "task"}
+_START = {"event", "rate", "format", "channels", "task", "voice", "strength_db", "bypass", "header", "live", "resume"}
+_SET = {"event", "strength_db", "bypass", "task", "voice"}
 
 
 def pack_header(sequence: int, capture_us: int, flags: int = 0) -> bytes:
@@ -80,14 +85,28 @@ def _strength(message: dict[str, Any]) -> float | None:
     return float(value)
 
 
-def _task(message: dict[str, Any]) -> str:
+def pack_voice(voice: bytes) -> str:
+    """A voiceprint file as it is sent."""
+    return base64.b64encode(voice).decode()
+
+
+def _task(message: dict[str, Any]) -> tuple[str, bytes | None]:
+    """→ (task, voiceprint file): a voice alone asks for `extract`. Whether it is a voiceprint is not looked at here."""
+    voice = message.get("voice")
     try:
-        task = check_task(_text(message, "task", "restore"))
+        task = check_task(_text(message, "task", "restore" if voice is None else "extract"))
     except ValueError as e:
         raise ProtocolError("bad_field", str(e)) from None
-    if task != "restore":
-        raise ProtocolError("bad_field", f"the relay does not offer the task '{task}' yet; there is: restore")
-    return task
+    if voice is None:
+        return task, None
+    if task != "extract":
+        raise ProtocolError("bad_voice", f"the task '{task}' takes no voice; ask for the task 'extract', or leave voice away")
+    if not isinstance(voice, str) or len(voice) > MAX_VOICE:
+        raise ProtocolError("bad_voice", f"voice must be a voiceprint file in base64, at most {MAX_VOICE} characters; make one with the event enroll")
+    try:
+        return task, base64.b64decode(voice, validate=True)
+    except (binascii.Error, ValueError):
+        raise ProtocolError("bad_voice", "voice is not base64; send the bytes of a voiceprint file that way, or make one with the event enroll") from None
 
 
 def _known(message: dict[str, Any], known: set[str]) -> None:
@@ -105,9 +124,10 @@ def parse_start(message: dict[str, Any]) -> tuple[Start, str]:
         raise ProtocolError("bad_field", f"format must be one of {', '.join(FORMATS)}")
     channels = _whole(message, "channels", 1, 1, MAX_CHANNELS)
     resume = None if message.get("resume") is None else _text(message, "resume", None)
+    task, voice = _task(message)
     start = Start(
-        rate, channels, _task(message), _strength(message), _flag(message, "bypass", False), kind != "f32le",
-        _flag(message, "header", False), _flag(message, "live", True), resume,
+        rate, channels, task, _strength(message), _flag(message, "bypass", False), kind != "f32le",
+        _flag(message, "header", False), _flag(message, "live", True), resume, voice,
     )  # fmt: skip
     return start, kind
 
@@ -116,8 +136,20 @@ def _parse_set(message: dict[str, Any]) -> Set:
     _known(message, _SET)
     given = frozenset(message) - {"event"}
     if not given:
-        raise ProtocolError("bad_field", "set needs one of: strength_db, bypass, task")
-    return Set(given, _strength(message), _flag(message, "bypass", False), _task(message))
+        raise ProtocolError("bad_field", "set needs one of: strength_db, bypass, task, voice")
+    if "task" in given or message.get("voice") is not None:
+        given |= {"task", "voice"}
+    else:
+        given -= {"voice"}
+    return Set(given, _strength(message), _flag(message, "bypass", False), *_task(message))
+
+
+def _parse_enroll(message: dict[str, Any]) -> Enroll:
+    _known(message, {"event", "seconds"})
+    seconds = message.get("seconds", ENROLL_S)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not LEAST_S <= seconds <= MOST_S:
+        raise ProtocolError("bad_field", f"seconds must be a number from {LEAST_S:.0f} to {MOST_S:.0f}")
+    return Enroll(float(seconds))
 
 
 def parse_control(message: dict[str, Any]) -> Event:
@@ -125,6 +157,8 @@ def parse_control(message: dict[str, Any]) -> Event:
     name = message["event"]
     if name == "set":
         return _parse_set(message)
+    if name == "enroll":
+        return _parse_enroll(message)
     if name == "mark":
         _known(message, {"event", "name"})
         return Mark(_text(message, "name", None))
@@ -134,7 +168,7 @@ def parse_control(message: dict[str, Any]) -> Event:
         return plain[name]()
     if name == "start":
         raise ProtocolError("bad_order", "this connection has started already; open another for another stream")
-    raise ProtocolError("unknown_event", f"unknown event {name[:MAX_NAME]!r}; there are: set, clear, mark, move, stop")
+    raise ProtocolError("unknown_event", f"unknown event {name[:MAX_NAME]!r}; there are: set, enroll, clear, mark, move, stop")
 
 
 # -- audio -------------------------------------------------------------------------------------------------------------

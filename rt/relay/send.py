@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import files
+from .. import enroll, files
 from ..lane import F32, Samples, to_float, to_int16
 from .client import Client
 
@@ -42,15 +42,23 @@ async def through(client: Client, x: Samples, *, block_ms: float = 20.0, realtim
     return np.concatenate(heard)[client.latency_samples :][: len(x)]
 
 
-def send_file(source: Path, target: Path, url: str, *, token: str | None = None, realtime: bool = False, as_json: bool = False) -> int:
-    """`voicewire send`: a file through a relay. InputError with one line when it cannot be done."""
+def send_file(
+    source: Path, target: Path, url: str, *, token: str | None = None, task: str | None = None, talker: Path | None = None, realtime: bool = False,
+    as_json: bool = False,
+) -> int:  # fmt: skip
+    """`voicewire send`: a file through a relay. talker: a voiceprint file, or a recording to make one of here. ValueError with one line when it cannot
+    be done."""
     files.check_writable(target)
+    voice = None if talker is None else enroll.file_bytes(talker)
     x, rate, subtype = files.read(source)
     whole = subtype == "PCM_16"
     begin = time.monotonic()
 
     async def go() -> tuple[Samples, Client]:
-        client = Client(url, rate, channels=x.shape[1], dtype="int16" if whole else "float32", token=token, live=False, timed=realtime, say=_say)
+        client = Client(
+            url, rate, channels=x.shape[1], dtype="int16" if whole else "float32", token=token, task=task or ("restore" if voice is None else "extract"),
+            voice=voice, live=False, timed=realtime, say=_say,
+        )  # fmt: skip
         async with client:
             return await through(client, to_int16(x) if whole else x, block_ms=20 if realtime else 100, realtime=realtime), client
 

@@ -21,8 +21,9 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-from voicewire.engines.engine import Engine
+from voicewire.engines.engine import WEIGHTS, Engine
 
+from ..lane import Samples
 from .adapters import Twilio, Vonage
 from .capacity import measure
 from .connection import Connection
@@ -32,11 +33,12 @@ from .handover import Folder, Handover
 from .limits import Limits
 from .metrics import Metrics
 from .place import Place
-from .protocol import V1
+from .protocol import V1, pack_voice
 from .record import Recorder
 from .session import Session
 from .slots import FRAME_S, Batching, Delivery, Full, Scheduler, Slot, StepTime
 from .tls import TlsFirst, context
+from .voices import Voices
 
 ADAPTERS: dict[str, Callable[[], Adapter]] = {"/v1/stream": V1, "/vonage": Vonage, "/twilio": Twilio}  # path → dialect (events.py says what one is)
 RETRY_S = 5.0
@@ -49,7 +51,8 @@ log = logging.getLogger("voicewire.relay")
 @dataclass(frozen=True)
 class Config:
     """What `serve` was told. max_streams None: measure. certificate, key: TLS from these files. record: where to keep what is said, None: nowhere.
-    handover: folder for streams on their way to another worker. engine: a name of `open_engine`."""
+    handover: folder for streams on their way to another worker. engine: a name of `open_engine`. weights: the folder it opens,
+    None: the one that is installed, on whatever machine this gets to."""
 
     host: str = "127.0.0.1"
     port: int = 8765
@@ -62,6 +65,7 @@ class Config:
     record: Path | None = None
     handover: Path | None = None
     engine: str = "onnx"
+    weights: Path | None = None
 
 
 class Relay:
@@ -76,6 +80,7 @@ class Relay:
         self.sessions: dict[str, tuple[Session, Connection]] = {}
         self._loop = asyncio.get_running_loop()
         self._scheduler = Scheduler(engine, self.capacity, self._results, config.batching, self._stepped)
+        self._voices = Voices(engine, config.weights or WEIGHTS)
         self._handover = handover or (Folder(config.handover) if config.handover else None)
         self._recorder = Recorder(config.record) if config.record else None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -84,8 +89,9 @@ class Relay:
         self._drain = asyncio.Event()
         self._late: deque[float] = deque(maxlen=self.limits.late_frames)  # when frames were late
         self._gate = Gate(
-            config.door, ADAPTERS, state=self._state, room=self._room, metrics=self.metrics.text, refused=lambda r: self.metrics.refused.labels(r).inc()
-        )
+            config.door, ADAPTERS, state=self._state, room=self._room, metrics=self.metrics.text, refused=lambda r: self.metrics.refused.labels(r).inc(),
+            voices=self._voices.weights,
+        )  # fmt: skip
 
     # -- who may come in -----------------------------------------------------------------------------------------------
     def _state(self) -> str:
@@ -128,7 +134,7 @@ class Relay:
         return await self._handover.take(name)
 
     def start(self, event: Start, connection: Connection, luggage: bytes | None = None) -> Session:
-        """Admit a stream. ProtocolError `busy`, `draining` or `bad_resume`."""
+        """Admit a stream. ProtocolError `busy`, `draining`, `bad_resume`, `bad_voice` or `no_voices`."""
         if why := self._state():
             raise ProtocolError("draining", why, fatal=True)
         if self._room(event.resume is not None):
@@ -137,7 +143,7 @@ class Relay:
         name = secrets.token_hex(8)
         record = functools.partial(self._recorder.put, name) if self._recorder else None
         try:
-            session = Session(name, event, connection, self._scheduler, inside_s=self.limits.inside_s, luggage=luggage, record=record)
+            session = Session(name, event, connection, self._scheduler, self._voices, inside_s=self.limits.inside_s, luggage=luggage, record=record)
         except Full:  # not after `_room`, but the scheduler has the last word
             raise ProtocolError("busy", "all streams are taken; come back later", fatal=True) from None
         if self._recorder:
@@ -145,10 +151,10 @@ class Relay:
         self.sessions[name] = (session, connection)
         self.metrics.begin(session)
         self.metrics.streams.set(self._scheduler.used)
-        self._say("start", session=name, rate=event.rate, channels=event.channels, task=event.task, resumed=luggage is not None)
+        self._say("start", session=name, rate=event.rate, channels=event.channels, task=session.task, resumed=luggage is not None)
         ready = {
             "session": name, "latency_ms": round(session.latency_ms, 4), "latency_samples": session.latency_samples, "frame_ms": 1e3 * FRAME_S,
-            "recorded": record is not None,
+            "recorded": record is not None, "voices": self._voices.weights,
         }  # fmt: skip
         connection.send_reply(Reply("ready", ready))
         return session
@@ -231,6 +237,19 @@ class Relay:
                         session.tick()
                     except Exception as e:
                         self.fault(connection, e)
+
+    async def enroll(self, session: Session, connection: Connection, heard: Samples) -> None:
+        """Make a voiceprint of what a stream has said and send it; nothing of it is kept here."""
+        try:
+            voice = await self._voices.enrol(heard, session.start.rate)
+        except ProtocolError as e:
+            connection.refuse(e)
+        except Exception as e:
+            self.fault(connection, e)
+        else:
+            connection.send_reply(Reply("enrolled", {"voice": pack_voice(voice)}))
+        finally:
+            session.enrolling = False
 
     async def move(self, session: Session, connection: Connection) -> None:
         """Keep a stream's memory where another worker finds it, and tell the client its name."""
@@ -345,6 +364,7 @@ class Relay:
             for clock in clocks:
                 clock.cancel()
             self._scheduler.end()
+            self._voices.close()
             if self._recorder:
                 self._recorder.end()
             self._say("stop")

@@ -10,14 +10,18 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from voicewire.engines.engine import State, pinned_part
 from voicewire.engines.pcm_slots import Luggage
 
 from ..lane import Lane, Samples, dry_share, to_float, to_int16
-from ..snapshot import kind, pack, unpack
-from .events import Clear, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
+from ..snapshot import kind as kind_of
+from ..snapshot import pack, unpack
+from ..stream import check_task
+from .events import Clear, Enroll, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
 from .order import InOrder, Order
 from .playout import Playout
 from .slots import Scheduler, Slot
+from .voices import Hearing, Voices
 
 
 class Line(Protocol):
@@ -35,6 +39,9 @@ class Line(Protocol):
 
     def close_soon(self, code: int, reason: str) -> None:
         """Say goodbye."""
+
+    def enroll(self, session: Session, heard: Samples) -> None:
+        """Make a voiceprint of heard, [samples], and send it; the session may hear another when `enrolling` is false again."""
 
     def leave(self, session: Session) -> None:
         """Keep the session's memory for another worker, then say `moved` and goodbye."""
@@ -61,20 +68,23 @@ class Tally:
 
 
 class Session:
-    """See the module. Raises `slots.Full`, and ProtocolError for a `resume` that does not fit."""
+    """See the module. Raises `slots.Full`, and ProtocolError for a `resume` or a voice that does not fit."""
 
     def __init__(
-        self, name: str, start: Start, line: Line, scheduler: Scheduler, *, inside_s: float = 1.0, luggage: bytes | None = None,
+        self, name: str, start: Start, line: Line, scheduler: Scheduler, voices: Voices, *, inside_s: float = 1.0, luggage: bytes | None = None,
         record: Callable[[Samples, Samples], None] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.start = name, start
-        self.task, self.strength_db, self.bypass = start.task, start.strength_db, start.bypass
+        self.task, self.strength_db, self.bypass = "restore", start.strength_db, start.bypass
         self.tally = Tally()
         self.began = self.heard = time.monotonic()
-        self._line, self._scheduler, self._record = line, scheduler, record
+        self._line, self._scheduler, self._voices, self._record = line, scheduler, voices, record
         self._direct = start.whole and start.channels == 1  # int16 goes to the scheduler as it came
         self._lane = Lane(1, start.rate, np.int16 if start.whole else np.float32)
-        self._dry = dry_share(self.strength_db, self.bypass)
+        self._asked: State | None = None  # of the model, where that is not to restore: the pinned part of a state
+        self._turn: State | None = None  # the same, to go with the next frame
+        self._hearing: Hearing | None = None
+        self.enrolling = False  # from the event until its answer
         self._owed: deque[_Owed | Mark | Stop | Move] = deque()
         self._inside = 0  # frames with the scheduler
         self._most_inside = max(1, int(inside_s * start.rate / self._lane.frame_samples))
@@ -85,7 +95,10 @@ class Session:
         self._skipped = 0  # samples since the last `lag`
         self._heard_frames: deque[Samples] = deque()  # what was sent in, for the record
         packed = None if luggage is None else self._unpack(luggage)
-        self._slot = scheduler.open(start.rate, self.done, start.whole, start.task, packed)
+        if packed is None:
+            self._ask(start.task, start.voice)
+        self._dry = dry_share(self.strength_db, self.bypass, self.task)
+        self._slot = scheduler.open(start.rate, self.done, start.whole, packed)
 
     @property
     def latency_ms(self) -> float:
@@ -131,6 +144,9 @@ class Session:
             x = y.T.mean(0, keepdims=True)
         self._sequence, self._next_us = sequence, capture_us and capture_us + n * 1_000_000 // self.start.rate
         self.tally.samples_in += n
+        if self._hearing and (heard := self._hearing.take(x.reshape(n))) is not None:
+            self._hearing = None
+            self._line.enroll(self, heard)
         self._push(x.reshape(1, n))
         if not self._owed and n <= self._lane.available and not self._line.clogged:  # as it nearly always is
             self._play(n, sequence, capture_us, flags)
@@ -140,11 +156,13 @@ class Session:
         if self._inside > self._most_inside and not self._held:
             self._hold(True)
 
-    def control(self, event: Set | Clear | Mark | Stop | Move) -> None:
+    def control(self, event: Set | Enroll | Clear | Mark | Stop | Move) -> None:
         if self._ending:
             raise ProtocolError("bad_order", "this stream is ending")
         if isinstance(event, Set):
             self._set(event)
+        elif isinstance(event, Enroll):
+            self._enroll(event)
         elif isinstance(event, Clear):
             self._clear()
         else:
@@ -159,16 +177,32 @@ class Session:
             self._answer()
 
     def _set(self, event: Set) -> None:
+        if "task" in event.given:
+            self._ask(event.task, event.voice)  # first: where it is refused, nothing changes
         if "strength_db" in event.given:
             self.strength_db = event.strength_db
         if "bypass" in event.given:
             self.bypass = event.bypass
-        self._dry = dry_share(self.strength_db, self.bypass)
+        self._dry = dry_share(self.strength_db, self.bypass, self.task)
+
+    def _ask(self, task: str, voice: bytes | None) -> None:
+        """Another task, or another talker, from the next frame on; as it is where neither is new."""
+        if task != self.task or voice is not None:
+            self._turn = self._voices.asked(task, voice)
+            self.task, self._asked = task, None if task == "restore" else self._turn
+
+    def _enroll(self, event: Enroll) -> None:
+        self._voices.check()
+        if self.enrolling:
+            raise ProtocolError("bad_order", "a voice is being enrolled already; wait for enrolled")
+        self._hearing, self.enrolling = Hearing(round(event.seconds * self.start.rate)), True
 
     def _clear(self) -> None:
         dropped = sum(o.samples for o in self._owed if isinstance(o, _Owed))
         marks = [o for o in self._owed if isinstance(o, Mark)]
-        self._slot = self._scheduler.restart(self._slot)
+        self._slot, self._turn = self._scheduler.restart(self._slot), self._asked
+        if self._hearing:
+            self._hearing, self.enrolling = None, False
         self._lane.reset()
         self.order.clear()
         self._owed.clear()
@@ -185,7 +219,8 @@ class Session:
             self._inside += 1
             if self._record:
                 self._heard_frames.append(frame[0])
-            self._scheduler.submit(self._slot, frame[0], self._dry)
+            self._scheduler.submit(self._slot, frame[0], self._dry, self._turn)
+            self._turn = None
 
     def done(self, frame: Samples) -> None:
         """A processed frame, [frame_samples], in the order they were submitted."""
@@ -278,11 +313,12 @@ class Session:
 
     # -- moving --------------------------------------------------------------------------------------------------------
     def _kind(self) -> dict[str, Any]:
-        return kind(self._scheduler.engine.weights, self.start.rate, self.start.channels, self.task, "mix")
+        return kind_of(self._scheduler.engine.weights, self.start.rate, self.start.channels, self.task, "mix")
 
     def pack(self) -> bytes:
         """The stream's snapshot (`Stream.restore` takes it too). Blocks until its frames are done: call it off the event loop."""
         state, tail, overlap = self._scheduler.export(self._slot)
+        state = {**state, **(self._turn or {})}
         edge = {"tail": tail, "overlap": overlap, "in": to_float(self._lane.incoming)[0], "out": to_float(self._lane.outgoing)[0]}
         head = self._kind() | {
             "frames": self.tally.samples_in // self._lane.frame_samples, "repaired_samples": self.tally.repaired_samples,
@@ -292,8 +328,11 @@ class Session:
         return pack(head, state, edge)
 
     def _unpack(self, data: bytes) -> Luggage:
+        kind = self._kind()
+        del kind["task"]  # may have changed since the client said `start`
         try:
-            head, state, edge = unpack(data, self._kind(), self._scheduler.engine.init_state(1, self.task))
+            head, state, edge = unpack(data, kind, self._scheduler.engine.init_state(1))
+            self.task = check_task(head["task"])
         except ValueError as e:
             raise ProtocolError("bad_resume", str(e), fatal=True) from None
         self._lane.incoming = to_int16(edge["in"]) if self._direct else edge["in"]
@@ -304,5 +343,5 @@ class Session:
             following = self._sequence + 1
             self.order = Playout(self.start.rate, following) if self.start.live else InOrder(following)
         self.tally.samples_in, self.tally.samples_out = mine["samples_in"], mine["samples_out"]
-        self._dry = dry_share(self.strength_db, self.bypass)
+        self._asked = None if self.task == "restore" else pinned_part(state)
         return Luggage(state, edge["tail"], edge["overlap"])

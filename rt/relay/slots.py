@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from voicewire.engines.config import HOPS_PER_FRAME, HOPS_PER_SECOND
-from voicewire.engines.engine import Engine
+from voicewire.engines.engine import Engine, State
 from voicewire.engines.pcm_slots import Luggage, PcmSlots, open_pcm_slots
 from voicewire.engines.samples import Samples
 from voicewire.engines.stft import hop_samples
@@ -50,10 +50,9 @@ class Slot:
     index: int
     generation: int
     hop: int
-    task: str
     deliver: Callable[[Samples], None]
     whole: bool  # its owner wants int16
-    frames: deque[tuple[float, float, Samples]] = field(default_factory=deque)  # (submitted, dry share, [frame])
+    frames: deque[tuple[float, float, Samples, State | None]] = field(default_factory=deque)  # (submitted, dry share, [frame], what is asked for from it on)
     due: float = 0.0
     fresh: bool = True  # its row still holds its last user's state
     luggage: Luggage | None = None  # to start from instead
@@ -73,7 +72,7 @@ class StepTime:
 
 
 Delivery = tuple[Slot, Samples]
-Item = tuple[Slot, float, float, Samples, float]  # slot, submitted, dry share, [frame], due
+Item = tuple[Slot, float, float, Samples, State | None, float]  # slot, submitted, dry share, [frame], what is asked for from it on, due
 
 
 class Scheduler:
@@ -110,13 +109,13 @@ class Scheduler:
     def used(self) -> int:
         return self._open
 
-    def open(self, rate: int, deliver: Callable[[Samples], None], whole: bool = False, task: str = "restore", luggage: Luggage | None = None) -> Slot:
+    def open(self, rate: int, deliver: Callable[[Samples], None], whole: bool = False, luggage: Luggage | None = None) -> Slot:
         """A slot for a stream of `rate` Hz, from the start or from where another stream left. whole: deliver int16, else float32. Full if there is none."""
         with self._wake:
             if not self._free:
                 raise Full
             self._generation += 1
-            slot = Slot(heapq.heappop(self._free), self._generation, hop_samples(rate), task, deliver, whole, luggage=luggage)
+            slot = Slot(heapq.heappop(self._free), self._generation, hop_samples(rate), deliver, whole, luggage=luggage)
             self._open += 1
         return slot
 
@@ -136,13 +135,14 @@ class Scheduler:
             slot.open = False
             slot.frames.clear()
             self._generation += 1
-            return Slot(slot.index, self._generation, slot.hop, slot.task, slot.deliver, slot.whole)
+            return Slot(slot.index, self._generation, slot.hop, slot.deliver, slot.whole)
 
-    def submit(self, slot: Slot, frame: Samples, dry: float) -> None:
-        """frame: [frame_samples] int16 or float32; dry: share of the input to keep in it."""
+    def submit(self, slot: Slot, frame: Samples, dry: float, pinned: State | None = None) -> None:
+        """frame: [frame_samples] int16 or float32; dry: share of the input to keep in it. pinned: what is asked for from this frame on (`PcmSlots.pin`),
+        None: what was asked for before, to restore at first."""
         now = time.monotonic()
         with self._lock:  # the lock itself: entering a Condition costs five times as much
-            slot.frames.append((now, dry, frame))
+            slot.frames.append((now, dry, frame, pinned))
             if not slot.queued:
                 self._queue(slot, now)
             if len(self._ready) == 1 or self._complete():
@@ -154,7 +154,7 @@ class Scheduler:
             self._idle.wait_for(lambda: self._ended or (not slot.frames and all(item[0].index != slot.index for item in self._stepping)))
             if slot.fresh:
                 silence = np.zeros((1, slot.hop), np.float32)
-                return slot.luggage or Luggage(self.engine.init_state(1, slot.task), silence, silence)
+                return slot.luggage or Luggage(self.engine.init_state(1), silence, silence)
             return self._slots.export(slot.index)
 
     def end(self) -> None:
@@ -217,15 +217,17 @@ class Scheduler:
                 return
             end = time.monotonic()
             if self._timed:
-                due = min((item[4] for item in batch), default=end)
+                due = min((item[5] for item in batch), default=end)
                 self._timed(StepTime(len(batch), end - begin, end - min(item[1] for item in batch), end - due))
             self._deliver(done)
 
     def _step(self, batch: list[Item]) -> list[Delivery]:
         slots = [item[0] for item in batch]
-        for slot in slots:
+        for slot, _, _, _, pinned, _ in batch:
             if slot.fresh:
-                self._slots.attach(slot.index, slot.hop, slot.task, slot.luggage, slot.whole)
+                self._slots.attach(slot.index, slot.hop, luggage=slot.luggage, whole=slot.whole)
                 slot.fresh, slot.luggage = False, None
+            if pinned is not None:
+                self._slots.pin(slot.index, pinned)
         rows, dry = np.array([slot.index for slot in slots]), np.array([item[2] for item in batch], np.float32)
         return list(zip(slots, self._slots.step(rows, [item[3] for item in batch], dry), strict=True))

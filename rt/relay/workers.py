@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from voicewire.engines.engine import open_engine
+from voicewire.engines.engine import WEIGHTS, open_engine
 
 from ..files import InputError
 from .gate import LOOPBACK, Door
@@ -83,7 +83,7 @@ def run_one(config: Config, place: Place | None = None, ready: Callable[[int], N
     settle()
 
     async def main() -> None:
-        await Relay(open_engine(config.engine), config).run(place, ready)
+        await Relay(open_engine(config.engine, config.weights or WEIGHTS), config).run(place, ready)
 
     with asyncio.Runner(loop_factory=loop_factory(config)) as runner:
         runner.run(main())

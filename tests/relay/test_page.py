@@ -22,6 +22,7 @@ from relay_tools import Running, wait_for
 from websockets.asyncio.server import serve
 
 from voicewire.engines import Engine
+from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt import files as audio
 from voicewire.rt.relay.gate import Door, Gate
 from voicewire.rt.relay.server import ADAPTERS, Config
@@ -312,8 +313,8 @@ def test_a_server_that_goes_away_is_found_again(page: Any, engine: Engine) -> No
 class FrontDoor:
     """A front door as `voicewire cluster` has it: gives the page, and sends streams to `relay`."""
 
-    def __init__(self, relay: Running) -> None:
-        self.relay = relay
+    def __init__(self, relay: Running, voices: str) -> None:
+        self.relay, self._voices = relay, voices
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
@@ -324,8 +325,9 @@ class FrontDoor:
 
     async def _run(self) -> None:
         gate = Gate(
-            Door(), ADAPTERS, state=lambda: "", room=lambda _: 0.0, metrics=lambda: b"", refused=lambda _: None, elsewhere=lambda path: self._where(path)
-        )
+            Door(), ADAPTERS, state=lambda: "", room=lambda _: 0.0, metrics=lambda: b"", refused=lambda _: None, elsewhere=lambda path: self._where(path),
+            voices=self._voices,
+        )  # fmt: skip
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         async with serve(lambda c: c.close(), "127.0.0.1", 0, process_request=lambda c, request: gate.check(request)) as server:
             self.url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
@@ -337,12 +339,18 @@ class FrontDoor:
         self._thread.join(10)
 
 
-def test_the_page_follows_a_front_door_and_takes_its_stream_along(page: Any, engine: Engine, tmp_path: Path) -> None:
-    config = Config(port=0, max_streams=2, door=Door("only the door knows", tickets=SECRET), handover=tmp_path)
-    with Running(engine, config) as here, Running(engine, config) as there:
-        door = FrontDoor(here)
+def test_the_page_follows_a_front_door_and_takes_its_stream_and_talker_along(
+    page: Any, voice_engine: Engine, voice_weights: Path, voices: tuple[Voiceprint, Voiceprint], tmp_path: Path
+) -> None:
+    config = Config(port=0, max_streams=2, door=Door("only the door knows", tickets=SECRET), handover=tmp_path, weights=voice_weights)
+    kept = {"weights": voice_engine.weights, "voice": base64.b64encode(voices[0].to_bytes()).decode(), "when": 0}
+    with Running(voice_engine, config) as here, Running(voice_engine, config) as there:
+        door = FrontDoor(here, voice_engine.weights)
         try:
             page.goto(door.url)
+            page.evaluate("(kept) => localStorage.setItem('voicewire-voice', JSON.stringify(kept))", kept)
+            page.reload()
+            page.click("#extract")
             page.click("#go")
             expect_text(page, "#state", "Live")
             page.wait_for_timeout(1500)
@@ -355,13 +363,114 @@ def test_the_page_follows_a_front_door_and_takes_its_stream_along(page: Any, eng
             (moved, _) = next(iter(there.relay.sessions.values()))
             before = moved.tally.samples_in
             assert before >= session.tally.samples_in > 0, "the stream began anew"
-            assert moved.strength_db == 24
+            assert moved.strength_db == 38 and moved.task == "extract" and np.array_equal(moved._asked["gain"], voices[0].parts["gain"])
             page.wait_for_timeout(1000)
             assert moved.tally.samples_in > before and not page.locator("#trouble").is_visible()
             print(f"gaps while moving: {page.inner_text('#gaps')}")
         finally:
             page.goto("about:blank")
             door.end()
+
+
+# -- keeping one talker ------------------------------------------------------------------------------------------------
+
+
+KEPT = "() => JSON.parse(localStorage.getItem('voicewire-voice'))"
+SILENT = "navigator.mediaDevices.getUserMedia = async () => new AudioContext().createMediaStreamDestination().stream;"
+
+
+@pytest.fixture
+def knowing(voice_engine: Engine, voice_weights: Path) -> Iterator[Served]:
+    """A relay whose weights know voices."""
+    s = Served(voice_engine, weights=voice_weights, max_streams=4).__enter__()
+    yield s
+    s.end()
+
+
+def session_of(page: Any, served: Served, task: str) -> Any:
+    """The only stream, once it does that."""
+    for _ in range(150):
+        for session, _ in list(served.relay.sessions.values()):
+            if session.task == task:
+                return session
+        page.wait_for_timeout(100)
+    raise AssertionError(f"no stream with the task {task}")
+
+
+def test_a_talker_is_recorded_kept_and_forgotten_from_the_keyboard(page: Any, knowing: Served, voice_engine: Engine) -> None:
+    page.goto(knowing.url)
+    expect_text(page, "#voice-text", "5 seconds of one talker")
+    assert page.is_disabled("#extract") and not page.is_visible("#forget") and not page.is_visible("#hearing")
+    page.focus("#enroll")
+    page.keyboard.press("Enter")
+    expect_text(page, "#left", "s left")
+    expect_text(page, "#enroll", "Stop recording")
+    loud = 0.0
+    while page.is_visible("#hearing"):
+        loud = max(loud, float(page.evaluate("document.getElementById('level').value")))
+        page.wait_for_timeout(100)
+    assert loud > 20, "the meter did not move"
+    expect_text(page, "#voice-text", "Only the talker recorded", 30_000)
+    expect_text(page, "#state", "Ready")
+    assert page.get_attribute("#extract", "aria-checked") == "true" and page.inner_text("#strength-text") == "40 dB"
+    assert page.evaluate("document.activeElement.id") == "extract"
+    kept = page.evaluate(KEPT)
+    talker = Voiceprint.from_bytes(base64.b64decode(kept["voice"]), voice_engine.weights)
+    assert kept["weights"] == voice_engine.weights
+    page.focus("#go")
+    page.keyboard.press("Enter")
+    session = session_of(page, knowing, "extract")
+    assert np.array_equal(session._asked["gain"], talker.parts["gain"]) and session.strength_db == 40
+    assert page.is_disabled("#enroll")
+    page.focus("#extract")
+    page.keyboard.press("Space")
+    assert session_of(page, knowing, "restore").strength_db == 26
+    page.keyboard.press("Space")
+    session_of(page, knowing, "extract")
+    page.focus("#go")
+    page.keyboard.press("Enter")
+    expect_text(page, "#state", "Ready")
+    page.reload()
+    expect_text(page, "#voice-text", "stays in this browser")
+    assert page.get_attribute("#extract", "aria-checked") == "false"
+    page.focus("#forget")
+    page.keyboard.press("Enter")
+    expect_text(page, "#voice-text", "forgotten")
+    assert page.evaluate(KEPT) is None and page.is_disabled("#extract") and page.evaluate("document.activeElement.id") == "enroll"
+
+
+def test_voices_that_do_not_fit_are_dropped_with_a_word(page: Any, knowing: Served, voice_engine: Engine) -> None:
+    page.goto(knowing.url)
+    for weights in ("other", voice_engine.weights):  # told by the page itself; by the server, which looks into it
+        page.evaluate("(weights) => localStorage.setItem('voicewire-voice', JSON.stringify({ weights, voice: 'AAAA', when: 0 }))", weights)
+        page.reload()
+        if weights == voice_engine.weights:
+            page.click("#extract")
+            page.click("#go")
+            expect_text(page, "#trouble", "has been removed")
+        expect_text(page, "#voice-text", "has been removed")
+        expect_text(page, "#state", "Ready")
+        assert page.evaluate(KEPT) is None and page.is_disabled("#extract") and page.get_attribute("#extract", "aria-checked") == "false"
+    assert wait_for(lambda: knowing.used == 0)
+
+
+def test_a_recording_without_speech_is_explained(page: Any, knowing: Served) -> None:
+    page.add_init_script(SILENT)
+    page.goto(knowing.url)
+    page.click("#enroll")
+    expect_text(page, "#trouble", "Speak for the whole 5 seconds", 30_000)
+    expect_text(page, "#state", "Ready")
+    assert page.evaluate(KEPT) is None and not page.is_visible("#hearing") and page.is_disabled("#extract")
+    expect_text(page, "#enroll", "Record the talker")
+
+
+def test_no_voices_no_choice(page: Any, served: Served) -> None:
+    with page.expect_response("**/server.json") as answer:
+        page.goto(served.url)
+    assert answer.value.json() == {"voices": None}
+    page.click("#go")
+    session_of(page, served, "restore")
+    assert not page.is_visible("#voice")
 
 
 def test_a_refused_microphone_is_explained(browser: Any, served: Served) -> None:

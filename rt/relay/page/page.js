@@ -3,12 +3,15 @@
 import { Recording, Comparison, LONGEST_S } from "./compare.js";
 import { microphone, listDevices, MicrophoneError } from "./devices.js";
 import { Spectrogram, animate } from "./spectrum.js";
+import { ENROLL_S, Voice } from "./voice.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST = 44; // the strength slider's last step: no limit
+const USUAL_DB = { restore: 26, extract: 40 }; // the strength, until somebody moves the slider
 const views = [new Spectrogram($("before")), new Spectrogram($("after"))];
 const comparison = new Comparison($);
-let session = null, lastStats = null, unsent = 0;
+const voice = new Voice($, talkers, () => (session ? finish(session) : begin("enroll")));
+let session = null, lastStats = null, unsent = 0, moved = false;
 
 // -- what is said ---------------------------------------------------------------------------------------------------
 function state(kind, text) {
@@ -53,12 +56,12 @@ function explain(status, why) {
 }
 
 // -- one session ----------------------------------------------------------------------------------------------------
-async function begin() {
+async function begin(how = mode()) {
   trouble();
   comparison.hide();
   lastStats = null;
   unsent = 0;
-  const mine = session = { mode: mode(), stops: [], over: false };
+  const mine = session = { mode: how, stops: [], over: false };
   busy(true);
   state("wait", "Asking for the microphone");
   try {
@@ -89,6 +92,7 @@ async function wire(mine, stream) {
   const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
   const player = new AudioWorkletNode(context, "play", { numberOfInputs: 0, outputChannelCount: [1] });
   mine.gain = new GainNode(context, { gain: mine.mode === "live" ? $("volume").value / 100 : 0 });
+  mine.source = source;
   source.connect(capture);
   player.connect(mine.gain).connect(context.destination);
   views[0].watch(source);
@@ -103,10 +107,11 @@ async function wire(mine, stream) {
   worker.onerror = (e) => { end(mine); state("bad", "Stopped"); trouble(`A fault in this page: ${e.message}`); };
   if (mine.mode === "compare") mine.recording = new Recording(context.sampleRate);
   const start = {
-    event: "start", rate: context.sampleRate, format: "s16le", channels: 1, task: "restore", header: true, live: mine.mode === "live", strength_db: strength(),
-    bypass: $("bypass").getAttribute("aria-checked") === "true",
+    event: "start", rate: context.sampleRate, format: "s16le", channels: 1, header: true, live: mine.mode === "live", strength_db: strength(),
+    bypass: $("bypass").getAttribute("aria-checked") === "true", ...(mine.mode === "enroll" ? { task: "restore", voice: null } : voice.fields),
   };
-  worker.postMessage({ do: "start", where: withToken("/v1/where").href, start, keep: mine.mode === "compare", microphone: up.port2, player: down.port2 }, [up.port2, down.port2]);
+  const enroll = mine.mode === "enroll" ? ENROLL_S : 0;
+  worker.postMessage({ do: "start", where: withToken("/v1/where").href, start, enroll, keep: mine.mode === "compare", microphone: up.port2, player: down.port2 }, [up.port2, down.port2]);
   state("wait", "Connecting");
 
   const [track] = stream.getAudioTracks();
@@ -124,7 +129,9 @@ function hear(mine, data) {
     mine.began ??= performance.now();
     trouble();
     $("token-form").hidden = true;
+    voice.knows(message.voices);
     state("on", mine.mode === "live" ? "Live" : "Recording");
+    if (mine.mode === "enroll") voice.hear(mine.source);
     if (message.recorded) $("kept").textContent = "The server keeps a recording of what you say here.";
   } else if (event === "stats") {
     lastStats = message;
@@ -132,13 +139,29 @@ function hear(mine, data) {
   } else if (event === "unsent") {
     unsent = data.unsent;
     showNetwork();
-  } else if (event === "lag") state("wait", "Your connection is slow");
+  } else if (event === "enrolled") {
+    finish(mine);
+    voice.hush();
+    voice.keep(message.voice);
+  } else if (event === "error") refused(mine, message);
+  else if (event === "lag") state("wait", "Your connection is slow");
   else if (event === "lost") away(mine, data);
   else if (event === "closed") end(mine);
   if (mine.recording?.seconds >= LONGEST_S) finish(mine);
 }
 
+// What the server says of a voice, and what to do about it. Whatever else it does not like ends the connection.
+function refused(mine, { code, text }) {
+  if (code !== "bad_voice" && code !== "no_voices") return;
+  finish(mine);
+  if (code === "no_voices") { voice.knows(null); trouble("This server’s model knows no voices, so it cannot keep one talker."); }
+  else if (mine.mode === "enroll") trouble(`The talker could not be recorded: ${text.split(";")[0]}. Speak for the whole ${ENROLL_S} seconds, close to the microphone.`);
+  else { voice.drop(); trouble($("voice-text").textContent); }
+}
+
 function away(mine, { wait, ready, status, why }) {
+  if (mine.finishing) return;
+  voice.hush();
   state("wait", `Connecting again in ${wait} s`);
   trouble(explain(status, why) ?? (ready ? "The connection was lost. Connecting again by itself; your microphone stays open."
     : "The server took no more. It may be full; trying again by itself."));
@@ -155,6 +178,7 @@ function finish(mine) {
 function end(mine) {
   if (mine.over) return;
   mine.over = true;
+  voice.hush();
   views.forEach((v) => v.unwatch());
   mine.worker?.terminate();
   mine.stops.forEach((s) => s());
@@ -168,6 +192,7 @@ function busy(on) {
   $("go").textContent = on ? "Stop" : "Start";
   $("go").dataset.on = on;
   document.querySelectorAll("input[name=mode]").forEach((i) => { i.disabled = on; });
+  $("enroll").disabled = on && session?.mode !== "enroll";
 }
 
 // -- numbers --------------------------------------------------------------------------------------------------------
@@ -195,18 +220,29 @@ function showNetwork() {
 
 // -- controls -------------------------------------------------------------------------------------------------------
 const strength = () => (+$("strength").value === MOST ? 1000 : +$("strength").value);
-const set = (fields) => session?.worker?.postMessage({ do: "set", fields });
+const set = (fields) => session?.mode !== "enroll" && session?.worker?.postMessage({ do: "set", fields });
 
 function label(slider, text) {
   $(slider).setAttribute("aria-valuetext", text);
   $(`${slider}-text`).textContent = text;
 }
 
-$("go").onclick = () => (session ? finish(session) : begin());
-$("strength").oninput = () => {
+function showStrength() {
   const db = strength();
   label("strength", db > MOST ? "no limit" : db ? `${db} dB` : "0 dB: nothing");
-  set({ strength_db: db });
+}
+
+function talkers() {
+  if (!moved) $("strength").value = USUAL_DB[voice.fields.task];
+  showStrength();
+  set({ ...voice.fields, strength_db: strength() });
+}
+
+$("go").onclick = () => (session ? finish(session) : begin());
+$("strength").oninput = () => {
+  moved = true;
+  showStrength();
+  set({ strength_db: strength() });
 };
 $("volume").oninput = () => {
   label("volume", `${$("volume").value} %`);
@@ -219,7 +255,7 @@ $("bypass").onclick = () => {
 };
 $("speaker").onchange = () => session?.context?.setSinkId($("speaker").value).catch(() => trouble("This loudspeaker cannot be used. Choose another one."));
 for (const id of ["microphone", "echoCancellation", "noiseSuppression", "autoGainControl"]) {
-  $(id).onchange = () => { if (session) { const mine = session; end(mine); begin(); } };
+  $(id).onchange = () => { if (session) { const mine = session; end(mine); begin(mine.mode); } };
 }
 document.querySelectorAll("input[name=mode]").forEach((i) => { i.onchange = hint; });
 $("token-form").onsubmit = (e) => {
@@ -232,5 +268,6 @@ $("token-form").onsubmit = (e) => {
 navigator.mediaDevices?.addEventListener("devicechange", () => listDevices($));
 addEventListener("pagehide", () => session && end(session));
 hint();
+voice.ask();
 listDevices($);
 animate(views);

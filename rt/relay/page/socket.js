@@ -8,6 +8,7 @@ const REPLY_S = 8;
 const FINISH_S = 1.5, FINISH_ALL_S = 30; // how long the server may take for what is still inside: heard live, or recorded
 
 let sent = 0, answered = null; // times of the newest sound sent and answered
+let enroll = 0; // seconds of a voice the server is to enroll
 let where, start, socket, latency = 0, sequence = 0, tries = 0, unsent = 0, wanted = false, keep = false, timer = 0, toPlayer = null;
 let moving = null; // { next: the socket to go on with, kept: blocks that wait for it }
 
@@ -73,7 +74,9 @@ function use(mine, first) {
       latency = message.latency_ms / 1000;
       const kept = moving?.kept ?? [];
       moving = null;
-      if (first.resume) mine.send(JSON.stringify({ event: "set", strength_db: start.strength_db, bypass: start.bypass })); // may have changed meanwhile
+      const { strength_db, bypass, task, voice } = start;
+      if (first.resume) mine.send(JSON.stringify({ event: "set", strength_db, bypass, task, voice })); // may have changed meanwhile
+      if (enroll) mine.send(JSON.stringify({ event: "enroll", seconds: enroll }));
       kept.forEach(say);
     }
     if (message.event === "error") said = message;
@@ -138,7 +141,7 @@ function say({ samples, time }) {
 
 onmessage = ({ data }) => {
   if (data.do === "start") {
-    ({ where, start, keep } = data); // keep: the page records, and gets all sound too
+    ({ where, start, keep, enroll } = data); // keep: the page records, and gets all sound too
     toPlayer = data.player;
     data.microphone.onmessage = (e) => say(e.data);
     wanted = true;
