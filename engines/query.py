@@ -18,6 +18,10 @@ class Query(Voiceprint):
     text: str
 
 
+def takes_queries(folder: Path = WEIGHTS) -> bool:
+    return (folder / "query.onnx").exists()
+
+
 def ask(text: str, folder: Path = WEIGHTS) -> Query:
     """text: a few words for a sound, English, like "a dog barking" → the query. Half a second the first time, then milliseconds.
 
@@ -26,12 +30,11 @@ def ask(text: str, folder: Path = WEIGHTS) -> Query:
     import onnxruntime as ort
 
     check(text)
-    path = folder / "query.onnx"
-    if not path.exists():
+    if not takes_queries(folder):
         raise EngineError("these weights take no queries; the task 'query' needs weights trained for it (tools.train with [data] query)")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(folder / "query.onnx"), options, providers=["CPUExecutionProvider"])
     voice, *parts = session.run(None, {"x": embed([text])})
     weights: str = json.loads((folder / "model.json").read_text())["weights"]
     return Query(weights, dict(zip(VOICE_PARTS, parts, strict=True)), voice[0], text)
