@@ -5,10 +5,11 @@ through the library's parser, and what answers the messages of one read is one w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.server import ServerConnection
@@ -154,24 +155,26 @@ class Connection(ServerConnection):
         self._relay.later(self._go_on_after(work))
 
     async def _go_on_after(self, work: Awaitable[None]) -> None:
-        try:
+        with self._telling():
             await work
-        except ProtocolError as e:
-            self.refuse(e)
-        except Exception as e:
-            self._relay.fault(self, e)
         waiting, self._waiting = self._waiting or deque(), None
         while waiting and self._waiting is None and not self._over:
-            try:
+            with self._telling():
                 self._take(waiting.popleft())
-            except ProtocolError as e:
-                self.refuse(e)
-            except Exception as e:
-                self._relay.fault(self, e)
         if self._waiting is not None:
             self._waiting.extend(waiting)
         elif not self._over:
             self.hold(self.session is not None and self.session.held)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What goes wrong is told."""
+        try:
+            yield
+        except ProtocolError as e:
+            self.refuse(e)
+        except Exception as e:
+            self._relay.fault(self, e)
 
     def _pace(self) -> None:
         """Frames that come too fast are read more slowly."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,7 +197,8 @@ def test_all_that_follows_waits_and_nobody_else_does(relay: Running, voice_engin
         ws.send(block)
     assert slowly.begun.wait(10)
     assert len(exchange(relay.start(), blocks(x))) == 2 * len(x) + 960, "the others waited"
-    (session,) = (session for session, _ in relay.relay.sessions.values())
+    assert wait_for(lambda: relay.used == 1)
+    ((session, _),) = relay.relay.sessions.values()
     assert session.task == "restore" and session.tally.samples_in == 3200
     slowly.go_on.set()
     assert reply(ws, "mark", heard=heard)["name"] == "behind" and len(heard) == 6400
@@ -207,16 +209,20 @@ def test_all_that_follows_waits_and_nobody_else_does(relay: Running, voice_engin
     assert len(slowly.threads) == 3 and all(name.startswith("voicewire-query") for name in slowly.threads)
 
 
-@pytest.mark.parametrize("running", [False, True])
-def test_words_under_way_die_with_their_connection(relay: Running, monkeypatch: pytest.MonkeyPatch, running: bool) -> None:
+@pytest.mark.parametrize("event", ["start", "set"])
+def test_words_under_way_die_with_their_connection(relay: Running, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
     slowly = Slowly(monkeypatch)
-    ws = relay.start(live=False) if running else relay.connect()
-    say(ws, event="set", query=BELL) if running else say(ws, event="start", rate=RATE, query=BELL)
+    ws = relay.start(live=False) if event == "set" else relay.connect()
+    say(ws, event="set", query=BELL) if event == "set" else say(ws, event="start", rate=RATE, query=BELL)
     for _ in range(20):
         ws.send(bytes(640))
     assert slowly.begun.wait(10)
-    ws.close()
-    assert wait_for(lambda: relay.used == 0)
+    if event == "set":
+        ((_, connection),) = relay.relay.sessions.values()
+        relay.loop.call_soon_threadsafe(connection.transport.abort)
+        assert wait_for(lambda: relay.used == 0)
+    else:
+        ws.socket.shutdown(socket.SHUT_RDWR)
     slowly.go_on.set()
     assert wait_for(lambda: not relay.relay._tasks and relay.used == 0)
     monkeypatch.undo()
