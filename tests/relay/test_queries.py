@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from relay_tools import FREE, Running, blocks, exchange, reply, say, wait_for
 from voice_weights import talker
 
@@ -261,6 +263,18 @@ def test_bad_queries_get_one_error_and_change_nothing(relay: Running, voice_engi
             ws.recv(5)
     ws = relay.start()
     assert "send a few words" in refused("bad_query", task="query")
+
+
+@given(text=st.text(max_size=210))
+@settings(max_examples=200, deadline=None)
+def test_any_text_is_a_query_or_refused_in_one_line(text: str) -> None:
+    try:
+        sentence.check(text)
+    except ValueError as e:
+        assert "\n" not in str(e) and text not in ("rain", "a")
+        return
+    vector = sentence.embed([text])
+    assert vector.shape == (1, sentence.SENTENCE_DIM) and np.isfinite(vector).all()
 
 
 def test_without_the_package_the_server_says_what_to_install(relay: Running, voice_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
