@@ -515,6 +515,7 @@ def test_a_sound_is_picked_out_from_the_keyboard(page: Any, knowing: Served, voi
     page.focus("#keep")
     page.keyboard.press("ArrowRight")
     expect_text(page, "#gain-text", "taken out")
+    expect_text(page, "#sound-text", f"Everything but “{BELL}”")
     until(page, lambda: session.query_gain_db == -100)
     assert page.is_disabled("#strength")
     page.focus("#gain")

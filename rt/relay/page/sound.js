@@ -53,6 +53,7 @@ export class Sound {
     $("gain-row").hidden = gain === null;
     $("gain").setAttribute("aria-valuetext", text);
     $("gain-text").textContent = text;
-    $("sound-text").textContent = why ?? (this.on ? `${gain === null ? "Only" : "Everything, with another level for"} “${this.words}”.` : WHAT);
+    $("sound-text").textContent = why ?? (!this.on ? WHAT : gain === null ? `Only “${this.words}”.`
+      : gain === OUT_DB ? `Everything but “${this.words}”.` : `Everything, with “${this.words}” at another level.`);
   }
 }
