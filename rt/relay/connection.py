@@ -117,21 +117,23 @@ class Connection(ServerConnection):
 
     def _take(self, event: Event) -> None:
         """Now it is this event's turn."""
-        if isinstance(event, Start) and self.session is None and event.resume is not None:
-            self._wait_for(self._resume(event, event.resume))
-        elif isinstance(event, Start | Set) and isinstance(event.query, str) and isinstance(event, Start) == (self.session is None):
-            self._allowance -= QUERY_MESSAGES
-            self._wait_for(self._make_ready(event, event.query))
-        elif self.session is None:
+        if self.session is None:
             if not isinstance(event, Start):
                 raise ProtocolError("bad_order", "the first message must be start", fatal=True)
-            self.session = self._relay.start(event, self)
+            if event.resume is not None:
+                self._wait_for(self._resume(event, event.resume))
+            elif isinstance(event.query, str):
+                self._wait_for(self._make_ready(event, event.query))
+            else:
+                self.session = self._relay.start(event, self)
         elif isinstance(event, Sound):
             self.session.sound(event)
         elif isinstance(event, Start):
             raise ProtocolError("bad_order", "this connection has started already")
         elif isinstance(event, Move) and not self._relay.draining:
             raise ProtocolError("bad_order", "move comes after goaway")
+        elif isinstance(event, Set) and isinstance(event.query, str):
+            self._wait_for(self._make_ready(event, event.query))
         else:
             self.session.control(event)
 
@@ -143,6 +145,7 @@ class Connection(ServerConnection):
 
     async def _make_ready(self, event: Start | Set, text: str) -> None:
         """Take the event once the words in it are a `Query`."""
+        self._allowance -= QUERY_MESSAGES
         query = await self._relay.query(text)
         if not self._over:
             self._take(dataclasses.replace(event, query=query))

@@ -61,7 +61,7 @@ class Voices:
             check_voice(task, wanted, self._engine)
             return pinned_part(first_state(self._engine, 1, task, wanted))
         except ValueError as e:
-            raise ProtocolError("bad_voice", str(e)) from None
+            raise ProtocolError("bad_voice" if query is None else "bad_query", str(e)) from None
 
     def check(self) -> None:
         """ProtocolError `no_voices` where the weights know none."""
