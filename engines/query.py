@@ -24,6 +24,7 @@ class Query(Voiceprint):
 
 
 def takes_queries(folder: Path = WEIGHTS) -> bool:
+    """Whether these weights were trained for the task `query`."""
     return (folder / "query.onnx").exists()
 
 

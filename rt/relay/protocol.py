@@ -150,8 +150,7 @@ def parse_start(message: dict[str, Any]) -> tuple[Start, str]:
     task, voice, query = _task(message)
     start = Start(
         rate, channels, task, _strength(message), _flag(message, "bypass", False), kind != "f32le",
-        _flag(message, "header", False), _flag(message, "live", True), resume, voice, query,
-        _query_gain(message),
+        _flag(message, "header", False), _flag(message, "live", True), resume, voice, query, _query_gain(message),
     )  # fmt: skip
     return start, kind
 
