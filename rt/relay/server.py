@@ -334,6 +334,7 @@ class Relay:
             with contextlib.suppress(ValueError, RuntimeError):  # not the main thread (tests, a worker of a cluster), or not on this system
                 self._loop.add_signal_handler(number, self.drain)
         tls = context(c.certificate, c.key)
+        await self._voices.prepare()
         self._place = place
         limits = self.limits
         options: dict[str, Any] = {"write_limit": limits.write_bytes, "ping_interval": limits.ping_s, "ping_timeout": None, "close_timeout": 2}

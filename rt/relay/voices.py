@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,8 +43,12 @@ class Voices:
         self.queries = self.weights is not None and takes_queries(folder)  # a model that takes queries knows voices
         self._thread = ThreadPoolExecutor(1, "voicewire-enroll", step_back)  # one at a time, and the streams first
         self._words = ThreadPoolExecutor(1, "voicewire-query", step_back)  # milliseconds, which must not wait for an enrolment
+
+    async def prepare(self) -> None:
+        """Load what reads words: half a second that streams would hear. Where the package is missing, whoever asks is told."""
         if self.queries:
-            self._words.submit(ask, "a sound", folder)  # what takes half a second the first time, before anybody waits for it
+            with contextlib.suppress(ProtocolError):
+                await self.query("a sound")
 
     def asked(self, task: str, voice: bytes | None, query: Query | None) -> State:
         """What a stream is asked for, as its slot is told (`PcmSlots.pin`). voice: a voiceprint file. ProtocolError `no_voices`, `bad_voice`, `no_queries`,

@@ -299,6 +299,20 @@ def test_without_the_package_the_server_says_what_to_install(relay: Running, voi
     assert wait_for(lambda: relay.used == 0)
 
 
+def test_what_reads_words_is_loaded_before_anybody_comes(voice_engine: Engine, voice_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second that streams would hear; and a server without the package starts all the same."""
+    loaded: list[str] = []
+
+    def missing(text: str, folder: Path) -> Any:
+        loaded.append(text)
+        raise EngineError("a query in words needs WordLlama")
+
+    monkeypatch.setattr("voicewire.rt.relay.voices.ask", missing)
+    with Running(voice_engine, limits=FREE, max_streams=2, weights=voice_weights) as r:
+        assert len(loaded) == 1
+        assert len(exchange(r.start(), [bytes(640)])) == 640 + 960
+
+
 def test_weights_without_queries_say_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """As the shipped ones do today. What is there works as before."""
     with Running(Wire(), limits=FREE, max_streams=2) as r:
