@@ -45,7 +45,7 @@ class PcmSlots(Protocol):
         """The row is asked for something else from its next frame on, and forgets nothing. pinned: the states `engine.PINNED`, [1, ...] each."""
 
     def step(self, rows: Rows, frames: Sequence[Samples], dry: F32) -> list[Samples]:
-        """rows: [n] ascending; frames: [2 hop] each, int16 or float32 of full scale 1.0; dry: [n], the share of the input to keep →
+        """rows: [n] ascending; frames: [2 hop] each, int16 or float32 of full scale 1.0; dry: [n], the share of the input to keep (`stft.finish`) →
         [2 hop] each, int16 or float32 as the row wants it, one hop older than what went in. The other rows keep their state."""
 
     def export(self, row: int) -> Luggage:

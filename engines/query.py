@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .engine import WEIGHTS, EngineError
 from .sentence import check, embed
 from .voiceprint import VOICE_PARTS, Voiceprint
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 
 @dataclass(frozen=True)
@@ -18,20 +23,30 @@ class Query(Voiceprint):
     text: str
 
 
+def takes_queries(folder: Path = WEIGHTS) -> bool:
+    """Whether these weights were trained for the task `query`."""
+    return (folder / "query.onnx").exists()
+
+
+@lru_cache(maxsize=1)
+def _encoder(path: Path, changed_ns: int) -> InferenceSession:
+    """changed_ns: so that a file that has been replaced is read again."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 def ask(text: str, folder: Path = WEIGHTS) -> Query:
     """text: a few words for a sound, English, like "a dog barking" → the query. Half a second the first time, then milliseconds.
 
     ValueError for what are no words; EngineError where the weights take no queries, or without the package that embeds sentences.
     """
-    import onnxruntime as ort
-
     check(text)
-    path = folder / "query.onnx"
-    if not path.exists():
+    if not takes_queries(folder):
         raise EngineError("these weights take no queries; the task 'query' needs weights trained for it (tools.train with [data] query)")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    voice, *parts = session.run(None, {"x": embed([text])})
+    path = folder / "query.onnx"
+    voice, *parts = _encoder(path, path.stat().st_mtime_ns).run(None, {"x": embed([text])})
     weights: str = json.loads((folder / "model.json").read_text())["weights"]
     return Query(weights, dict(zip(VOICE_PARTS, parts, strict=True)), voice[0], text)

@@ -28,8 +28,8 @@ def _words() -> WordLlamaInference:
 
 
 def check(text: str) -> str:
-    """The text. ValueError if it is without a word or longer than 200 characters."""
-    if not any(c.isalnum() for c in text) or len(text) > MOST_CHARACTERS:
+    """The text. ValueError if it is without a word, longer than 200 characters, or holds halves of characters (surrogates), as JSON may."""
+    if not any(c.isalnum() for c in text) or len(text) > MOST_CHARACTERS or any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError(f"a query is a few words for a sound, like 'a dog barking', and at most {MOST_CHARACTERS} characters")
     return text
 

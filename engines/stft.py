@@ -68,7 +68,8 @@ def synthesise(overlap: F32, spec: F32) -> tuple[F32, F32]:
 
 def finish(overlap: F32, spec: F32, speech: F32, dry: F32) -> tuple[F32, F32]:
     """Spectra back to samples. overlap: [B, hop]; spec: [B, 2, 481, 2] of the input; speech: [B, 2, 480, 2] from the engine;
-    dry: [B] shares of the input to keep → ([B, 2 hop] samples, new overlap).
+    dry: [B] shares of the input to keep, 0 … 1; -g: all of the input, and what the engine found g times as loud in it as it was (g > 0)
+    → ([B, 2 hop] samples, new overlap).
 
     A new share starts with its frame; the overlapping windows make the cross-fade.
     """
@@ -78,6 +79,10 @@ def finish(overlap: F32, spec: F32, speech: F32, dry: F32) -> tuple[F32, F32]:
         return synthesise(overlap, speech)
     clean = np.zeros((*spec.shape[:2], bins, 2), np.float32)
     clean[:, :, : speech.shape[2]] = speech[:, :, :bins]  # 24 kHz itself is nobody's speech
+    if len(changed := np.flatnonzero(dry < 0)):
+        clean[changed] *= (-dry[changed] - 1)[:, None, None, None]
+        clean[changed] += spec[changed, :, :bins]
+        rows = np.flatnonzero(dry > 0)
     if len(rows):
         at = rows if len(rows) < len(dry) else slice(None)
         share = spec[at, :, :bins] - clean[at]

@@ -28,6 +28,11 @@ MOST_BYTES = 1 << 20  # of all arrays together: the file may be a stranger's, an
 DAMAGED = "this is not a voicewire voiceprint, or it is damaged; make one: voicewire enroll ME.wav -o me.voice"
 
 
+def voice_rows(state: State) -> State:
+    """What `VOICE_PARTS` are in a state of a model that knows voices, [slots, ...] each."""
+    return {"k": state["trunk.prefix_k"][:, :, ROW], "v": state["trunk.prefix_v"][:, :, ROW], "gain": state["gain"], "offset": state["offset"]}
+
+
 @dataclass(frozen=True)
 class Voiceprint:
     """weights: fingerprint of the weights it fits. parts: `VOICE_PARTS`, [1, ...] float32 each. voice: [voice_dim], for comparing talkers."""
@@ -38,7 +43,7 @@ class Voiceprint:
 
     def turn(self, state: State) -> None:
         """Turn every slot of the state towards this voice, from its next frame on. ValueError, and nothing is turned, unless it fits the model's sizes."""
-        rows = {"k": state["trunk.prefix_k"][:, :, ROW], "v": state["trunk.prefix_v"][:, :, ROW], "gain": state["gain"], "offset": state["offset"]}
+        rows = voice_rows(state)
         if any(self.parts[k].shape != (1, *rows[k].shape[1:]) for k in VOICE_PARTS):
             raise ValueError(DAMAGED)
         state["trunk.prefix_k"][:, :, ROW] = self.parts["k"]

@@ -38,7 +38,7 @@ def synthesise(rng: Rng, slots: int) -> Case:
     hop = rng.choice(HOPS, slots).astype(np.int32)
     carried = [0.3 * _normal(rng, slots, MAX_HOP) for _ in range(2)]
     arrays = 0.02 * _normal(rng, slots, 2, BINS, 2), 0.3 * _normal(rng, slots, 2 * MAX_HOP), *carried
-    dry = rng.choice([0, 0.05, 1], slots).astype(np.float32)
+    dry = rng.choice([0, 0.05, 1, -0.1], slots).astype(np.float32)
     return {"slots": slots}, (*arrays, hop, dry, _mask(rng, slots, 0.8), _mask(rng, slots, 0.2), _normal(rng, slots, 2 * MAX_HOP))
 
 

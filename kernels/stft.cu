@@ -72,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(256) stft_synthesise(
 
     const float* frame = heard + slot * 2 * MAX_HOP;
     float *before = tail + slot * MAX_HOP, *out = pcm + slot * 2 * MAX_HOP;
-    float kept = dry[slot], wet = 0.5f * (1.0f - kept);  // 1 / (2 hop) of the inverse times hop of the scaling
+    float share = dry[slot], kept = share < 0.0f ? 1.0f : share;
+    float wet = 0.5f * (share < 0.0f ? -share - 1.0f : 1.0f - share);  // 1 / (2 hop) of the inverse times hop of the scaling
     for (int i = threadIdx.x; i < hop; i += blockDim.x) {
         float rise = window(i, hop), fall = window(hop + i, hop), second = frame[hop + i];
         out[i] = carried[i] + rise * fmaf(wet, z[i].x, kept * rise * before[i]);

@@ -5,7 +5,7 @@ The two hops of a frame ride as the real and the imaginary part of one complex F
 
 heard [slots, 960] float32: the frame that came in, tail [slots, 480] float32: the hop before it, carried
 spec [slots, 2, 480, 2] float32: the bins that an engine models, all but 24 kHz itself
-dry [slots] float32: the share of the input to keep, 0 … 1
+dry [slots] float32: the share of the input to keep, 0 … 1; -g: all of it, and what the engine found g times as loud in it
 overlap [slots, 480] float32: half a window that waits for the next frame, carried
 pcm [slots, 960] float32: the frame that goes out, one hop older than the one that came in
 hop [slots] int32, active [slots] uint8, reset [slots] uint8
@@ -73,7 +73,8 @@ def synthesise(spec: Any, heard: Any, tail: Any, overlap: Any, hop: Any, dry: An
         bins[:, :BINS] = spec[s, :, : h + 1, 0] + 1j * spec[s, :, : h + 1, 1]
         x = np.concatenate([tail[s, :h], heard[s, : 2 * h]])
         pair = np.stack([x[: 2 * h], x[h:]]) * np.square(window(h))
-        y = (1 - dry[s]) * np.fft.irfft(bins, 2 * h) * (window(h) * h) + dry[s] * pair
+        wet, kept = (-dry[s] - 1, 1) if dry[s] < 0 else (1 - dry[s], dry[s])
+        y = wet * np.fft.irfft(bins, 2 * h) * (window(h) * h) + kept * pair
         pcm[s, :h] = overlap[s, :h] + y[0, :h]
         pcm[s, h : 2 * h] = y[0, h:] + y[1, :h]
         overlap[s, :h] = y[1, h:]

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from voicewire.engines.engine import open_engine
+from voicewire.engines.engine import F32, Engine, open_engine
+from voicewire.engines.query import Query, takes_queries
+from voicewire.engines.voiceprint import Voiceprint, known, voice_rows
 
 from .realtime import normal, step_back, try_realtime
 from .stream import Stream
@@ -39,10 +41,24 @@ def _rss_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def measure(engine_name: str, rate: int, streams: int, frames: int, paced: bool, threads: int = 1) -> dict[str, float]:
+def tasks() -> tuple[str, ...]:
+    """What the weights that are installed know."""
+    return ("restore", *(("extract",) if known() else ()), *(("query",) if takes_queries() else ()))
+
+
+def _somebody(engine: Engine, task: str) -> Voiceprint | None:
+    """A talker or a sound that means nothing: which it is makes no step cheaper."""
+    if task == "restore":
+        return None
+    parts = {name: np.array(rows, np.float32) for name, rows in voice_rows(engine.init_state(1, task)).items()}
+    nothing: F32 = np.zeros(1, np.float32)
+    return Query(engine.weights, parts, nothing, "anything") if task == "query" else Voiceprint(engine.weights, parts, nothing)
+
+
+def measure(engine_name: str, rate: int, streams: int, frames: int, paced: bool, threads: int = 1, task: str = "restore") -> dict[str, float]:
     """Times `frames` steps of `streams` channels (one slot each). Paced: one step every 20 ms, as live; else back to back."""
     engine = open_engine(engine_name, threads=threads)
-    stream = Stream(rate, streams, mode="each", engine=engine)
+    stream = Stream(rate, streams, mode="each", engine=engine, task=task, voice=_somebody(engine, task))
     rng = np.random.default_rng(0)
     noise = (0.05 * rng.standard_normal((16, stream.frame_samples, streams))).astype(np.float32)
     noise = noise[..., 0] if streams == 1 else noise
@@ -85,12 +101,12 @@ def run(
     rows: list[dict[str, Any]] = []
     try:
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-            jobs = [("paced", 1), *(("hot", n) for n in streams)]
-            task = bar.add_task("measuring", total=len(jobs))
-            for kind, n in jobs:
+            jobs = [("paced", 1, "restore"), *(("hot", n, "restore") for n in streams), *(("hot", 1, task) for task in tasks()[1:])]
+            measuring = bar.add_task("measuring", total=len(jobs))
+            for kind, n, task in jobs:
                 frames = int(seconds * 50) if kind == "paced" else max(200, int(seconds * 50 / n))
-                rows.append({"kind": kind, **measure(engine, rate, n, frames, kind == "paced")})
-                bar.advance(task)
+                rows.append({"kind": kind, "task": task, **measure(engine, rate, n, frames, kind == "paced", task=task)})
+                bar.advance(measuring)
     finally:
         if not why_not:
             normal()
@@ -102,8 +118,9 @@ def run(
     for head in ("step, ms", "streams", "p50", "p99", "p99.9", "RTF", "RTF each", "drift", "RSS +MB"):
         table.add_column(head, justify="left" if head == "step, ms" else "right")
     for r in rows:
+        kind = r["kind"] if r["task"] == "restore" else f"{r['kind']}, {r['task']}"
         table.add_row(
-            r["kind"], str(r["streams"]), f"{r['p50_ms']:.2f}", f"{r['p99_ms']:.2f}", f"{r['p999_ms']:.2f}", f"{r['rtf']:.3f}", f"{r['rtf_per_stream']:.3f}",
+            kind, str(r["streams"]), f"{r['p50_ms']:.2f}", f"{r['p99_ms']:.2f}", f"{r['p999_ms']:.2f}", f"{r['rtf']:.3f}", f"{r['rtf_per_stream']:.3f}",
             f"{r['drift']:.2f}", f"{r['rss_growth_mb']:.1f}",
         )  # fmt: skip
     console.print(table)

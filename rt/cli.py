@@ -111,10 +111,7 @@ def _file(a: argparse.Namespace) -> int:
         raise files.InputError("IN and OUT are the same file; give another name for the result")
     x, rate, subtype = files.read(a.input)
     engine = open_engine(a.engine)
-    if a.query is not None and a.enroll:
-        raise files.InputError("--query and --enroll are two tasks; give one of them")
-    if a.query_gain is not None and a.query is None:
-        raise files.InputError("--query-gain changes how loud a queried sound is; say which with --query")
+    files.check_query(a.query, a.query_gain, a.enroll)
     voice = ask(a.query) if a.query is not None else enroll.load(a.enroll, engine.weights) if a.enroll else None
     usual = "restore" if voice is None else "extract" if a.enroll else "query"
     stream = Stream(rate, x.shape[1], task=a.task or usual, voice=voice, mode=a.channels, strength_db=a.strength, query_gain_db=a.query_gain, engine=engine)

@@ -95,6 +95,14 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path} may not be written; choose another place")
 
 
+def check_query(query: str | None, query_gain_db: float | None, talker: Path | None) -> None:
+    """InputError for options of `file` and `send` that do not go together."""
+    if query is not None and talker is not None:
+        raise InputError("--query and --enroll are two tasks; give one of them")
+    if query_gain_db is not None and query is None:
+        raise InputError("--query-gain changes how loud a queried sound is; say which with --query")
+
+
 def write(path: Path, x: F32, rate: int, subtype: str | None = None) -> None:
     """Write [n, channels] whole or not at all; keeps the sample format of the source where the container can."""
     kind = {".aif": "AIFF", ".opus": "OGG"}.get(path.suffix.lower(), path.suffix[1:].upper())

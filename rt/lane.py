@@ -14,17 +14,21 @@ from voicewire.engines.config import HOPS_PER_FRAME
 from voicewire.engines.samples import F32, Samples, to_float, to_int16
 from voicewire.engines.stft import hop_samples, latency_samples
 
-__all__ = ["F32", "USUAL_STRENGTH_DB", "Lane", "Samples", "check_query_gain", "check_strength", "dry_share", "to_float", "to_int16"]
+__all__ = ["F32", "QUERY_GAIN_DB", "USUAL_STRENGTH_DB", "Lane", "Samples", "check_query_gain", "check_strength", "dry_share", "to_float", "to_int16"]
 
 # restore: a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG).
 # extract, query: what stays of the other talkers would be words, and of other sounds what nobody asked for
 USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 40.0, "query": 40.0}
+QUERY_GAIN_DB = (-100, 24)  # the lowest takes the sound out
 
 
-def dry_share(strength_db: float | None, bypass: bool, task: str = "restore") -> float:
-    """How much of the input is mixed back in: 1 for bypass. strength_db: None is the task's `USUAL_STRENGTH_DB`."""
+def dry_share(strength_db: float | None, bypass: bool, task: str = "restore", query_gain_db: float | None = None) -> float:
+    """How much of the input is mixed back in, as `stft.finish` takes it: 1 for bypass. strength_db: None is the task's `USUAL_STRENGTH_DB`.
+    query_gain_db: of the task `query`, which then keeps everything and changes the queried sound; None: keeps that alone."""
     if bypass:
         return 1.0
+    if task == "query" and query_gain_db is not None:
+        return -float(10 ** (query_gain_db / 20))
     return float(10 ** (-(USUAL_STRENGTH_DB[task] if strength_db is None else strength_db) / 20))
 
 
@@ -41,8 +45,9 @@ def check_query_gain(query_gain_db: float | None) -> float | None:
     """The change as a float. ValueError unless it is None or from -100 dB (taken out) to 24 dB."""
     if query_gain_db is None:
         return None
-    if not -100 <= query_gain_db <= 24:
-        raise ValueError(f"query_gain_db must be -100 (taken out) to 24 dB, not {query_gain_db}")
+    low, high = QUERY_GAIN_DB
+    if not low <= query_gain_db <= high:
+        raise ValueError(f"query_gain_db must be {low} (taken out) to {high} dB, not {query_gain_db}")
     return float(query_gain_db)
 
 

@@ -20,15 +20,13 @@ from .snapshot import kind, pack, unpack
 ChannelMode = Literal["mix", "each"]
 
 VOICE_OF_ANOTHER = "the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice"
-SERVED_TASKS = ("restore", "extract")  # over the network, too
-LIVE_TASKS = (*SERVED_TASKS, "query")
+BUILT_TASKS = ("restore", "extract", "query")
 
 
-def check_task(task: str, there: tuple[str, ...] = SERVED_TASKS) -> str:
+def check_task(task: str) -> str:
     """The task, or ValueError with a line that says which there are."""
-    if task not in there:
-        known = "is not offered here" if task in LIVE_TASKS else "is planned, not built" if task in TASKS else "is unknown"
-        raise ValueError(f"task '{task}' {known}; there are: {', '.join(there)}")
+    if task not in BUILT_TASKS:
+        raise ValueError(f"task '{task}' is {'planned, not built' if task in TASKS else 'unknown'}; there are: {', '.join(BUILT_TASKS)}")
     return task
 
 
@@ -88,7 +86,7 @@ class Stream:
         hop_samples(rate)  # refuses rates that cannot be processed
         if channels < 1:
             raise ValueError(f"channels must be at least 1, not {channels}")
-        check_task(task, LIVE_TASKS)
+        check_task(task)
         if mode not in ("mix", "each"):
             raise ValueError(f"channel mode '{mode}' is unknown; there are: mix, each")
         self.engine: Engine = engine or open_engine()
@@ -134,7 +132,7 @@ class Stream:
 
     def ask(self, task: str, voice: Voiceprint | None = None) -> None:
         """Another task, talker or sound, from the next frame on. What was heard is not forgotten; the overlapping windows make the cross-fade."""
-        check_voice(check_task(task, LIVE_TASKS), voice, self.engine)
+        check_voice(check_task(task), voice, self.engine)
         fresh = first_state(self.engine, self._slots, task, voice)
         with self._lock:
             self.task, self.voice = task, voice
@@ -187,12 +185,7 @@ class Stream:
         started = time.perf_counter()
         spec, self._tail = analyse(self._tail, frame)
         speech, self._state = self.engine.advance(np.ascontiguousarray(spec[:, :, :-1]), self._state)
-        share = dry_share(self._strength_db, self.bypass, self.task)
-        if self.task == "query" and self._query_gain_db is not None and not self.bypass:  # everything, and the queried sound once more or taken away
-            changed, share = spec.copy(), 0.0
-            changed[:, :, :-1] += np.float32(10 ** (self._query_gain_db / 20) - 1) * speech
-            speech = changed
-        dry = np.full(self._slots, share, np.float32)
+        dry = np.full(self._slots, dry_share(self._strength_db, self.bypass, self.task, self._query_gain_db), np.float32)
         y, self._overlap = finish(self._overlap, spec, speech, dry)
         self.frames += 1
         if self.step_seconds is not None:

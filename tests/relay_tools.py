@@ -10,11 +10,15 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 from voicewire.engines import Engine
+from voicewire.rt.relay.limits import Limits
 from voicewire.rt.relay.server import Config, Relay
 from voicewire.rt.relay.workers import loop_factory
+
+FREE = Limits(messages_per_s=1e6, late_frames=10**6)  # a test machine may be slow
 
 
 class Running:
@@ -147,3 +151,11 @@ def exchange(ws: ClientConnection, blocks: list[bytes]) -> bytes:
     reader.join(60)
     assert ws.close_code == 1000
     return b"".join(heard)
+
+
+def say(ws: ClientConnection, **event: Any) -> None:
+    ws.send(json.dumps(event))
+
+
+def blocks(x: np.ndarray, size: int = 320) -> list[bytes]:
+    return [x[at : at + size].tobytes() for at in range(0, len(x), size)]

@@ -12,6 +12,10 @@ import pytest
 import soundfile as sf
 from PIL import Image
 
+from voicewire.engines import open_engine
+from voicewire.engines.query import takes_queries
+from voicewire.engines.voiceprint import known
+from voicewire.rt import bench
 from voicewire.rt.cli import main
 from voicewire.rt.live import commands
 
@@ -34,11 +38,25 @@ def test_demo(tmp_path: Path, clean: np.ndarray, noisy: np.ndarray, capsys: pyte
 def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--seconds", "0.5", "--streams", "1,2", "--json"]) == 0
     doc = json.loads(capsys.readouterr().out)
-    assert [r["streams"] for r in doc["rows"]] == [1, 1, 2]
+    assert [(r["streams"], r["task"]) for r in doc["rows"]][:3] == [(1, "restore"), (1, "restore"), (2, "restore")]
     assert all(0 < r["p50_ms"] <= r["p99_ms"] <= r["p999_ms"] <= r["max_ms"] for r in doc["rows"])
     assert doc["start"]["imports_torch"] is False
     assert main(["bench", "--seconds", "0.2", "--streams", "1"]) == 0
     assert "p99.9" in capsys.readouterr().out
+
+
+def test_bench_has_a_row_for_every_task_of_the_weights(voice_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In which the talker, or the sound, is really there."""
+    asked: list[float] = []
+    monkeypatch.setattr(bench, "open_engine", lambda name, threads: open_engine(name, voice_weights, threads))
+    monkeypatch.setattr(bench, "known", lambda: known(voice_weights))
+    monkeypatch.setattr(bench, "takes_queries", lambda: takes_queries(voice_weights))
+    monkeypatch.setattr(bench.Stream, "time_steps", lambda stream: asked.append(float(stream._state["trunk.prefix_on"][0, 1])) or [0.001])
+    assert main(["bench", "--seconds", "0.1", "--streams", "1", "--json"]) == 0
+    assert [(r["kind"], r["task"]) for r in json.loads(capsys.readouterr().out)["rows"]] == [
+        ("paced", "restore"), ("hot", "restore"), ("hot", "extract"), ("hot", "query"),
+    ]  # fmt: skip
+    assert asked == [0, 0, 1, 1]
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

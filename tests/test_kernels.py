@@ -40,7 +40,7 @@ def test_stft_twins_are_the_engines_stft(rates: list[int], seed: int) -> None:
     tails, overlaps = ([np.zeros((1, h), F32) for h in hop] for _ in range(2))
     for t in range(4):
         pcm, spec, out = rng.standard_normal((slots, 960)).astype(F32), np.full((slots, 2, 480, 2), 7, F32), np.full((slots, 960), 7, F32)
-        active, reset, dry = np.ones(slots, np.uint8), np.zeros(slots, np.uint8), rng.choice([0, 0.05, 1], slots).astype(F32)
+        active, reset, dry = np.ones(slots, np.uint8), np.zeros(slots, np.uint8), rng.choice([0, 0.05, 1, -1e-5, -2], slots).astype(F32)
         active[0], reset[-1] = t != 1, t == 2
         kernels.STFT_ANALYSE.twin(pcm, tail, hop, active, reset, spec)
         speech = np.where(active[:, None, None, None], spec * rng.random(spec.shape, F32), spec)

@@ -43,14 +43,21 @@ from voicewire.rt.snapshot import kind, unpack
 pytestmark = pytest.mark.filterwarnings("ignore:.*must be used as a context manager")
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 JSON = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.text(max_size=8), LEAVES, max_size=3)
-FIELDS = st.sampled_from(["event", "rate", "format", "channels", "task", "voice", "strength_db", "bypass", "header", "live", "resume", "name", "seconds", "x"])
+FIELDS = st.sampled_from([
+    "event", "rate", "format", "channels", "task", "voice", "query", "query_gain_db", "strength_db", "bypass", "header", "live", "resume", "name",
+    "seconds", "x",
+])  # fmt: skip
 VOICES = st.binary(max_size=40).map(pack_voice) | st.sampled_from(["A" * MAX_VOICE, "A" * (MAX_VOICE + 1), "=", "AA"])
-VALUES = JSON | VOICES | st.sampled_from(["start", "set", "enroll", "clear", "mark", "stop", "move", "s16le", "f32le", "restore", "extract", 16000, 1, True])
+TASKS = ["restore", "extract", "query"]
+QUERIES = st.text(max_size=210) | st.sampled_from(["the rain", "?", "x" * 200, "x" * 201, "\ud800 a"])
+WORDS = ["start", "set", "enroll", "clear", "mark", "stop", "move", "s16le", "f32le", "restore", "extract", "query", 16000, 1, True]
+VALUES = JSON | VOICES | QUERIES | st.sampled_from(WORDS)
 MESSAGES = st.one_of(
     st.binary(max_size=50), st.text(max_size=50), JSON.map(lambda v: json.dumps(v)),
     st.dictionaries(FIELDS, VALUES, max_size=6).map(lambda d: json.dumps({"event": "start", "rate": 16000} | d)),
     st.dictionaries(FIELDS, VALUES, max_size=4).map(lambda d: json.dumps({"event": "set"} | d)),
-    st.fixed_dictionaries({"event": st.just("set"), "task": LEAVES | st.sampled_from(["restore", "extract"])}, optional={"voice": VOICES}).map(json.dumps),
+    st.fixed_dictionaries({"event": st.just("set"), "task": LEAVES | st.sampled_from(TASKS)}, optional={"voice": VOICES, "query": QUERIES}).map(json.dumps),
+    st.fixed_dictionaries({"event": st.just("set"), "query": JSON | QUERIES}, optional={"query_gain_db": LEAVES}).map(json.dumps),
     LEAVES.map(lambda seconds: json.dumps({"event": "enroll", "seconds": seconds})),
 )  # fmt: skip
 
@@ -72,7 +79,9 @@ def test_any_messages_give_events_or_protocol_errors(messages: list[str | bytes]
                 elif isinstance(event, Start):
                     assert 8000 <= event.rate <= 48000 and 1 <= event.channels <= 8
                 if isinstance(event, Start | Set):
-                    assert event.task in ("restore", "extract") and (event.voice is None or (event.task == "extract" and len(event.voice) < MAX_VOICE))
+                    assert event.task in TASKS and (event.voice is None or (event.task == "extract" and len(event.voice) < MAX_VOICE))
+                    assert event.query is None or (event.task == "query" and isinstance(event.query, str) and 0 < len(event.query.encode()) <= 800)
+                    assert event.query_gain_db is None or -100 <= event.query_gain_db <= 24
                 elif isinstance(event, Enroll):
                     assert 1 <= event.seconds <= 30
         except ProtocolError as e:

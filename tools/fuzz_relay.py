@@ -26,7 +26,7 @@ from tools.relay_peer import Peer, frame
 
 START = {"event": "start", "rate": 16000}
 GOOD = b"\0" * 640
-FIELDS = ["rate", "channels", "format", "task", "voice", "header", "live", "more"]
+FIELDS = ["rate", "channels", "format", "task", "voice", "query", "header", "live", "more"]
 
 
 def text(value: object) -> bytes:
@@ -60,6 +60,8 @@ def bad_message(r: random.Random, header: bool) -> bytes:
         lambda: text(START),
         lambda: text({"event": "set", "strength_db": r.choice([-1, "a", [], 1e99, True])}),
         lambda: text({"event": "set", "task": "extract", "voice": r.choice([None, 7, "?", "A" * 200_000, _base64(r)])}),
+        lambda: text({"event": "set", "task": "query", "query": r.choice([None, 7, "?", "x" * 201, "the rain", "\ud800 a", _garbage(r)])}),
+        lambda: text({"event": "set", "query_gain_db": r.choice([-101, 25, "a", [], 1e99, True])}),
         lambda: text({"event": "enroll", "seconds": r.choice([0, 31, -1, 1e99, "5", None])}),
         lambda: text({"event": "mark", "name": r.choice([None, 3, "", "x" * 1000])}),
         lambda: text({"event": r.choice(["dance", "x" * 500, "Start"])}),

@@ -21,7 +21,7 @@ from voicewire.engines.engine import EngineError, open_engine
 from voicewire.engines.query import Query, ask
 from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt.realtime import lock_memory, try_realtime
-from voicewire.rt.stream import LIVE_TASKS, Stream, check_task, check_voice
+from voicewire.rt.stream import Stream, check_task, check_voice
 
 from . import virtual
 from .backend import Calls, DeviceError, NotThere, Session, Wanted, open_backend
@@ -38,7 +38,7 @@ class AudioProcess:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
-        engine, task = open_engine(), check_task(settings["task"], LIVE_TASKS)
+        engine, task = open_engine(), check_task(settings["task"])
         voices: dict[str, Voiceprint] = {}
         if settings["enroll"]:
             from voicewire.rt import enroll  # reads sound files, which nothing else here does

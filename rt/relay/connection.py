@@ -5,15 +5,20 @@ through the library's parser, and what answers the messages of one read is one w
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import time
+from collections import deque
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
-from websockets.protocol import OPEN, Event
+from websockets.protocol import OPEN
+from websockets.protocol import Event as Read
 
 from ..lane import Samples
-from .events import Adapter, Move, ProtocolError, Reply, Sound, Start
+from .events import Adapter, Event, Move, ProtocolError, Reply, Set, Sound, Start
 from .framing import message, whole_messages, wire_bytes
 from .session import Session
 
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from .server import Relay
 
 READ_BYTES = 1 << 14  # a read; more would let one client's flood of small messages keep the others waiting
+QUERY_MESSAGES = 20  # that words are as much work as
 TEXT_BYTES = 1024  # of text are work as a message is: a voiceprint has 40 kB, and is unpacked
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
@@ -38,6 +44,7 @@ class Connection(ServerConnection):
         self._refilled = time.monotonic()
         self._over = self._held = False
         self._corked: list[bytes] | None = None  # answers that wait for the end of a read
+        self._waiting: deque[Event] | None = None  # what came after something that is being made ready
         self.adapter: Adapter | None = None
         self.session: Session | None = None
         self.clogged = False
@@ -66,7 +73,7 @@ class Connection(ServerConnection):
                 self._unparsed += len(data)
             super().data_received(data)
 
-    def process_event(self, event: Event) -> None:
+    def process_event(self, event: Read) -> None:
         if self._unparsed is not None and self.request is not None and isinstance(event, Frame):
             self._unparsed -= wire_bytes(event)
             # a fragment leaves the library in the middle of a message; less than nothing: we lost count, it may have all from now on
@@ -99,39 +106,78 @@ class Connection(ServerConnection):
                 except UnicodeDecodeError:
                     raise ProtocolError("bad_json", "a text message must be UTF-8") from None
             for event in self.adapter.receive(said):
-                if self.session is None:
-                    if not isinstance(event, Start):
-                        raise ProtocolError("bad_order", "the first message must be start", fatal=True)
-                    if event.resume is None:
-                        self.session = self._relay.start(event, self)
-                    else:
-                        self.hold(True)
-                        self._relay.later(self._resume(event, event.resume))
-                elif isinstance(event, Sound):
-                    self.session.sound(event)
-                elif isinstance(event, Start):
-                    raise ProtocolError("bad_order", "this connection has started already")
-                elif isinstance(event, Move) and not self._relay.draining:
-                    raise ProtocolError("bad_order", "move comes after goaway")
+                if self._waiting is None:
+                    self._take(event)
                 else:
-                    self.session.control(event)
+                    self._waiting.append(event)
         except ProtocolError as e:
             self.refuse(e)
         except Exception as e:
             self._relay.fault(self, e)
 
+    def _take(self, event: Event) -> None:
+        """Now it is this event's turn."""
+        if self.session is None:
+            if not isinstance(event, Start):
+                raise ProtocolError("bad_order", "the first message must be start", fatal=True)
+            if event.resume is not None:
+                self._wait_for(self._resume(event, event.resume))
+            elif isinstance(event.query, str):
+                self._wait_for(self._make_ready(event, event.query))
+            else:
+                self.session = self._relay.start(event, self)
+        elif isinstance(event, Sound):
+            self.session.sound(event)
+        elif isinstance(event, Start):
+            raise ProtocolError("bad_order", "this connection has started already")
+        elif isinstance(event, Move) and not self._relay.draining:
+            raise ProtocolError("bad_order", "move comes after goaway")
+        elif isinstance(event, Set) and isinstance(event.query, str):
+            self._wait_for(self._make_ready(event, event.query))
+        else:
+            self.session.control(event)
+
     async def _resume(self, event: Start, name: str) -> None:
         """Start where another worker left off, once its memory is here."""
+        luggage = await self._relay.fetch(name)
+        if not self._over:
+            self.session = self._relay.start(event, self, luggage)
+
+    async def _make_ready(self, event: Start | Set, text: str) -> None:
+        """Take the event once the words in it are a `Query`."""
+        self._allowance -= QUERY_MESSAGES
+        query = await self._relay.query(text)
+        if not self._over:
+            self._take(dataclasses.replace(event, query=query))
+
+    # -- what must be made ready first ---------------------------------------------------------------------------------
+    def _wait_for(self, work: Awaitable[None]) -> None:
+        """Everything that comes from now on waits for that, in its order; nothing more is read."""
+        self._waiting = deque()
+        self.hold(True)
+        self._relay.later(self._go_on_after(work))
+
+    async def _go_on_after(self, work: Awaitable[None]) -> None:
+        with self._telling():
+            await work
+        waiting, self._waiting = self._waiting or deque(), None
+        while waiting and self._waiting is None and not self._over:
+            with self._telling():
+                self._take(waiting.popleft())
+        if self._waiting is not None:
+            self._waiting.extend(waiting)
+        elif not self._over:
+            self.hold(self.session is not None and self.session.held)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What goes wrong is told."""
         try:
-            luggage = await self._relay.fetch(name)
-            if not self._over:
-                self.session = self._relay.start(event, self, luggage)
+            yield
         except ProtocolError as e:
             self.refuse(e)
         except Exception as e:
             self._relay.fault(self, e)
-        if not self._over:
-            self.hold(False)
 
     def _pace(self) -> None:
         """Frames that come too fast are read more slowly."""
@@ -177,7 +223,7 @@ class Connection(ServerConnection):
             self.transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
     def hold(self, still: bool) -> None:
-        self._held = still
+        self._held = still = still or (self._waiting is not None and not self._over)
         self.read_s = time.monotonic()  # what came meanwhile may wait behind audio
         if not self.transport.is_closing():
             (self.transport.pause_reading if still else self.transport.resume_reading)()
@@ -207,6 +253,7 @@ class Connection(ServerConnection):
 
     def eof_received(self) -> None:
         super().eof_received()
+        self._over = True
         self._relay.ended(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

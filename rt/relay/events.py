@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from voicewire.engines.query import Query
+
 from ..lane import Samples
 
 
@@ -35,7 +37,8 @@ class Start:
     """A stream begins. rate: 8,000 to 48,000 Hz; channels: interleaved ones are mixed, the output is repeated on each. whole: samples are int16
     (else float32), both ways. header: Sounds carry sequence and capture time, and may be late, lost or twice. live: what a slow reader does
     not take is skipped; else the server reads no further until it does. resume: name of a stream left behind on another worker (`moved`), which
-    then says task, voice, strength and bypass. voice: bytes of the voiceprint file of the talker to extract.
+    then says task, voice, query, levels and bypass. voice: bytes of the voiceprint file of the talker to extract. query: the sound to keep, in words,
+    or made ready, as a session wants it; query_gain_db: change its level by so much instead, and leave the rest (None: keep it alone).
     """
 
     rate: int
@@ -48,6 +51,8 @@ class Start:
     live: bool = True
     resume: str | None = None
     voice: bytes | None = None
+    query: str | Query | None = None
+    query_gain_db: float | None = None
 
 
 class Sound(NamedTuple):
@@ -61,13 +66,15 @@ class Sound(NamedTuple):
 
 @dataclass(frozen=True)
 class Set:
-    """Change what is given; a field that is not in `given` stays as it is. Of task and voice both are given or neither."""
+    """Change what is given; a field that is not in `given` stays as it is. Of task, voice and query all are given or none. As in `Start`."""
 
     given: frozenset[str]
     strength_db: float | None = None
     bypass: bool = False
     task: str = "restore"
     voice: bytes | None = None
+    query: str | Query | None = None
+    query_gain_db: float | None = None
 
 
 @dataclass(frozen=True)

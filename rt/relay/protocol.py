@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from voicewire.engines.sentence import check
 from voicewire.engines.stft import hop_samples
 from voicewire.engines.voiceprint import LEAST_S, MOST_S
 
-from ..lane import Samples
+from ..lane import QUERY_GAIN_DB, Samples
 from ..stream import check_task
 from .events import Clear, Enroll, Event, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
 
@@ -25,8 +26,9 @@ MAX_NAME = 128  # characters of a mark
 MAX_VOICE = 1 << 17  # characters of a voiceprint in base64; they have about 40,000
 ENROLL_S = 8.0
 FORMATS = ("s16le", "f32le", "opus")
-_START = {"event", "rate", "format", "channels", "task", "voice", "strength_db", "bypass", "header", "live", "resume"}
-_SET = {"event", "strength_db", "bypass", "task", "voice"}
+_SET = {"event", "strength_db", "bypass", "task", "voice", "query", "query_gain_db"}
+_START = _SET | {"rate", "format", "channels", "header", "live", "resume"}
+_ASKED = {"task", "voice", "query"}
 
 
 def pack_header(sequence: int, capture_us: int, flags: int = 0) -> bytes:
@@ -76,13 +78,21 @@ def _text(message: dict[str, Any], key: str, default: str | None) -> str:
     return value
 
 
-def _strength(message: dict[str, Any]) -> float | None:
-    value = message.get("strength_db")
+def _level(message: dict[str, Any], key: str, low: int, high: int) -> float | None:
+    value = message.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1000 or not math.isfinite(value):
-        raise ProtocolError("bad_field", "strength_db must be null or a number from 0 to 1000")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or not math.isfinite(value):
+        raise ProtocolError("bad_field", f"{key} must be null or a number from {low} to {high}")
     return float(value)
+
+
+def _strength(message: dict[str, Any]) -> float | None:
+    return _level(message, "strength_db", 0, 1000)
+
+
+def _query_gain(message: dict[str, Any]) -> float | None:
+    return _level(message, "query_gain_db", *QUERY_GAIN_DB)
 
 
 def pack_voice(voice: bytes) -> str:
@@ -90,21 +100,34 @@ def pack_voice(voice: bytes) -> str:
     return base64.b64encode(voice).decode()
 
 
-def _task(message: dict[str, Any]) -> tuple[str, bytes | None]:
-    """→ (task, voiceprint file): a voice alone asks for `extract`. Whether it is a voiceprint is not looked at here."""
-    voice = message.get("voice")
+def _task(message: dict[str, Any]) -> tuple[str, bytes | None, str | None]:
+    """→ (task, voiceprint file, words): a voice alone asks for `extract`, words alone for `query`. Whether it is a voiceprint is not looked at here."""
+    voice, query = message.get("voice"), message.get("query")
+    if voice is not None and query is not None:
+        raise ProtocolError("bad_field", "voice and query are two tasks; give one of them")
     try:
-        task = check_task(_text(message, "task", "restore" if voice is None else "extract"))
+        task = check_task(_text(message, "task", "extract" if voice is not None else "restore" if query is None else "query"))
     except ValueError as e:
         raise ProtocolError("bad_field", str(e)) from None
-    if voice is None:
-        return task, None
-    if task != "extract":
+    if query is not None and task != "query":
+        raise ProtocolError("bad_query", f"the task '{task}' takes no query; ask for the task 'query', or leave query away")
+    if voice is not None and task != "extract":
         raise ProtocolError("bad_voice", f"the task '{task}' takes no voice; ask for the task 'extract', or leave voice away")
+    return task, None if voice is None else _voice(voice), None if query is None else _query(query)
+
+
+def _query(query: Any) -> str:
+    try:
+        return check(query if isinstance(query, str) else "")
+    except ValueError as e:
+        raise ProtocolError("bad_query", str(e)) from None
+
+
+def _voice(voice: Any) -> bytes:
     if not isinstance(voice, str) or len(voice) > MAX_VOICE:
         raise ProtocolError("bad_voice", f"voice must be a voiceprint file in base64, at most {MAX_VOICE} characters; make one with the event enroll")
     try:
-        return task, base64.b64decode(voice, validate=True)
+        return base64.b64decode(voice, validate=True)
     except (binascii.Error, ValueError):
         raise ProtocolError("bad_voice", "voice is not base64; send the bytes of a voiceprint file that way, or make one with the event enroll") from None
 
@@ -124,10 +147,10 @@ def parse_start(message: dict[str, Any]) -> tuple[Start, str]:
         raise ProtocolError("bad_field", f"format must be one of {', '.join(FORMATS)}")
     channels = _whole(message, "channels", 1, 1, MAX_CHANNELS)
     resume = None if message.get("resume") is None else _text(message, "resume", None)
-    task, voice = _task(message)
+    task, voice, query = _task(message)
     start = Start(
         rate, channels, task, _strength(message), _flag(message, "bypass", False), kind != "f32le",
-        _flag(message, "header", False), _flag(message, "live", True), resume, voice,
+        _flag(message, "header", False), _flag(message, "live", True), resume, voice, query, _query_gain(message),
     )  # fmt: skip
     return start, kind
 
@@ -136,12 +159,10 @@ def _parse_set(message: dict[str, Any]) -> Set:
     _known(message, _SET)
     given = frozenset(message) - {"event"}
     if not given:
-        raise ProtocolError("bad_field", "set needs one of: strength_db, bypass, task, voice")
-    if "task" in given or message.get("voice") is not None:
-        given |= {"task", "voice"}
-    else:
-        given -= {"voice"}
-    return Set(given, _strength(message), _flag(message, "bypass", False), *_task(message))
+        raise ProtocolError("bad_field", f"set needs one of: {', '.join(sorted(_SET - {'event'}))}")
+    asked = "task" in given or any(message.get(key) is not None for key in _ASKED)
+    given = given | _ASKED if asked else given - _ASKED
+    return Set(given, _strength(message), _flag(message, "bypass", False), *_task(message), _query_gain(message))
 
 
 def _parse_enroll(message: dict[str, Any]) -> Enroll:

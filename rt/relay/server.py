@@ -22,6 +22,7 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from voicewire.engines.engine import WEIGHTS, Engine
+from voicewire.engines.query import Query
 
 from ..lane import Samples
 from .adapters import Twilio, Vonage
@@ -90,7 +91,7 @@ class Relay:
         self._late: deque[float] = deque(maxlen=self.limits.late_frames)  # when frames were late
         self._gate = Gate(
             config.door, ADAPTERS, state=self._state, room=self._room, metrics=self.metrics.text, refused=lambda r: self.metrics.refused.labels(r).inc(),
-            voices=self._voices.weights,
+            voices=self._voices.weights, queries=self._voices.queries,
         )  # fmt: skip
 
     # -- who may come in -----------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ class Relay:
         return await self._handover.take(name)
 
     def start(self, event: Start, connection: Connection, luggage: bytes | None = None) -> Session:
-        """Admit a stream. ProtocolError `busy`, `draining`, `bad_resume`, `bad_voice` or `no_voices`."""
+        """Admit a stream. ProtocolError `busy`, `draining`, `bad_resume`, `bad_voice`, `no_voices`, `bad_query` or `no_queries`."""
         if why := self._state():
             raise ProtocolError("draining", why, fatal=True)
         if self._room(event.resume is not None):
@@ -154,7 +155,7 @@ class Relay:
         self._say("start", session=name, rate=event.rate, channels=event.channels, task=session.task, resumed=luggage is not None)
         ready = {
             "session": name, "latency_ms": round(session.latency_ms, 4), "latency_samples": session.latency_samples, "frame_ms": 1e3 * FRAME_S,
-            "recorded": record is not None, "voices": self._voices.weights,
+            "recorded": record is not None, "voices": self._voices.weights, "queries": self._voices.queries,
         }  # fmt: skip
         connection.send_reply(Reply("ready", ready))
         return session
@@ -237,6 +238,10 @@ class Relay:
                         session.tick()
                     except Exception as e:
                         self.fault(connection, e)
+
+    async def query(self, text: str) -> Query:
+        """Words made ready. ProtocolError `no_queries`, `bad_query`."""
+        return await self._voices.query(text)
 
     async def enroll(self, session: Session, connection: Connection, heard: Samples) -> None:
         """Make a voiceprint of what a stream has said and send it; nothing of it is kept here."""
@@ -329,6 +334,7 @@ class Relay:
             with contextlib.suppress(ValueError, RuntimeError):  # not the main thread (tests, a worker of a cluster), or not on this system
                 self._loop.add_signal_handler(number, self.drain)
         tls = context(c.certificate, c.key)
+        await self._voices.prepare()
         self._place = place
         limits = self.limits
         options: dict[str, Any] = {"write_limit": limits.write_bytes, "ping_interval": limits.ping_s, "ping_timeout": None, "close_timeout": 2}

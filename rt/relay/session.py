@@ -68,14 +68,15 @@ class Tally:
 
 
 class Session:
-    """See the module. Raises `slots.Full`, and ProtocolError for a `resume` or a voice that does not fit."""
+    """See the module. Raises `slots.Full`, and ProtocolError for a `resume` or a voice that does not fit. Queries come as `Query` (`Voices.query`), in `start`
+    and in `Set`."""
 
     def __init__(
         self, name: str, start: Start, line: Line, scheduler: Scheduler, voices: Voices, *, inside_s: float = 1.0, luggage: bytes | None = None,
         record: Callable[[Samples, Samples], None] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.start = name, start
-        self.task, self.strength_db, self.bypass = "restore", start.strength_db, start.bypass
+        self.task, self.strength_db, self.query_gain_db, self.bypass = "restore", start.strength_db, start.query_gain_db, start.bypass
         self.tally = Tally()
         self.began = self.heard = time.monotonic()
         self._line, self._scheduler, self._voices, self._record = line, scheduler, voices, record
@@ -96,8 +97,8 @@ class Session:
         self._heard_frames: deque[Samples] = deque()  # what was sent in, for the record
         packed = None if luggage is None else self._unpack(luggage)
         if packed is None:
-            self._ask(start.task, start.voice)
-        self._dry = dry_share(self.strength_db, self.bypass, self.task)
+            self._ask(start)
+        self._dry = self._share()
         self._slot = scheduler.open(start.rate, self.done, start.whole, packed)
 
     @property
@@ -178,17 +179,24 @@ class Session:
 
     def _set(self, event: Set) -> None:
         if "task" in event.given:
-            self._ask(event.task, event.voice)  # first: where it is refused, nothing changes
+            self._ask(event)  # first: where it is refused, nothing changes
         if "strength_db" in event.given:
             self.strength_db = event.strength_db
         if "bypass" in event.given:
             self.bypass = event.bypass
-        self._dry = dry_share(self.strength_db, self.bypass, self.task)
+        if "query_gain_db" in event.given:
+            self.query_gain_db = event.query_gain_db
+        self._dry = self._share()
 
-    def _ask(self, task: str, voice: bytes | None) -> None:
-        """Another task, or another talker, from the next frame on; as it is where neither is new."""
-        if task != self.task or voice is not None:
-            self._turn = self._voices.asked(task, voice)
+    def _share(self) -> float:
+        return dry_share(self.strength_db, self.bypass, self.task, self.query_gain_db)
+
+    def _ask(self, event: Start | Set) -> None:
+        """Another task, talker or sound, from the next frame on; as it is where none is new."""
+        task, voice, query = event.task, event.voice, event.query
+        assert not isinstance(query, str)
+        if task != self.task or voice is not None or query is not None:
+            self._turn = self._voices.asked(task, voice, query)
             self.task, self._asked = task, None if task == "restore" else self._turn
 
     def _enroll(self, event: Enroll) -> None:
@@ -322,8 +330,8 @@ class Session:
         edge = {"tail": tail, "overlap": overlap, "in": to_float(self._lane.incoming)[0], "out": to_float(self._lane.outgoing)[0]}
         head = self._kind() | {
             "frames": self.tally.samples_in // self._lane.frame_samples, "repaired_samples": self.tally.repaired_samples,
-            "relay": {"strength_db": self.strength_db, "bypass": self.bypass, "samples_in": self.tally.samples_in, "samples_out": self.tally.samples_out,
-                      "sequence": self._sequence},
+            "relay": {"strength_db": self.strength_db, "query_gain_db": self.query_gain_db, "bypass": self.bypass, "samples_in": self.tally.samples_in,
+                      "samples_out": self.tally.samples_out, "sequence": self._sequence},
         }  # fmt: skip
         return pack(head, state, edge)
 
@@ -339,6 +347,7 @@ class Session:
         self._lane.outgoing = to_int16(edge["out"]) if self.start.whole else edge["out"]
         mine = head["relay"]
         self.strength_db, self.bypass, self._sequence = mine["strength_db"], mine["bypass"], mine["sequence"]
+        self.query_gain_db = mine.get("query_gain_db")  # not from a worker of before there were queries
         if self._sequence is not None:
             following = self._sequence + 1
             self.order = Playout(self.start.rate, following) if self.start.live else InOrder(following)

@@ -1,14 +1,16 @@
-"""The voices of a relay's streams: voiceprints that clients send, and voiceprints made of what they say."""
+"""What a relay's streams are asked for beside restoration: voiceprints that clients send, voiceprints made of what they say, and sounds in words."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from voicewire.engines.engine import Engine, State, pinned_part
+from voicewire.engines.engine import Engine, EngineError, State, pinned_part
+from voicewire.engines.query import Query, ask, takes_queries
 from voicewire.engines.voiceprint import Voiceprint, enrol, known
 
 from ..lane import Samples, to_float
@@ -32,31 +34,58 @@ class Hearing:
 
 
 class Voices:
-    """engine: what steps the streams. folder: its weights, with the encoder of voices where they know any. weights: the fingerprint that voiceprints
-    for it carry, None where it knows no voices."""
+    """engine: what steps the streams. folder: its weights, with the encoders of voices and queries where they know any. weights: the fingerprint that
+    voiceprints for it carry, None where it knows no voices. queries: whether it takes any."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine, self._folder = engine, folder
         self.weights = engine.weights if known(folder) == engine.weights else None
+        self.queries = self.weights is not None and takes_queries(folder)  # a model that takes queries knows voices
         self._thread = ThreadPoolExecutor(1, "voicewire-enroll", step_back)  # one at a time, and the streams first
+        self._words = ThreadPoolExecutor(1, "voicewire-query", step_back)  # milliseconds, which must not wait for an enrolment
 
-    def asked(self, task: str, voice: bytes | None) -> State:
-        """What a stream is asked for, as its slot is told (`PcmSlots.pin`). voice: a voiceprint file. ProtocolError `no_voices`, `bad_voice`."""
+    async def prepare(self) -> None:
+        """Load what reads words: half a second that streams would hear. Where the package is missing, whoever asks is told."""
+        if self.queries:
+            with contextlib.suppress(ProtocolError):
+                await self.query("a sound")
+
+    def asked(self, task: str, voice: bytes | None, query: Query | None) -> State:
+        """What a stream is asked for, as its slot is told (`PcmSlots.pin`). voice: a voiceprint file. ProtocolError `no_voices`, `bad_voice`, `no_queries`,
+        `bad_query`."""
         if task == "extract":
             self.check()
+        if task == "query":
+            self.check_queries()
+        if query is None and task == "query":
+            raise ProtocolError("bad_query", "the task 'query' needs to know what to listen for; send a few words as query, like 'a dog barking'")
         if voice is None and task == "extract":
             raise ProtocolError("bad_voice", "the task 'extract' needs the voiceprint of a talker; send one as voice, or make one with the event enroll")
         try:
-            talker = None if voice is None else Voiceprint.from_bytes(voice, self._engine.weights)
-            check_voice(task, talker, self._engine)
-            return pinned_part(first_state(self._engine, 1, task, talker))
+            wanted = query if voice is None else Voiceprint.from_bytes(voice, self._engine.weights)
+            check_voice(task, wanted, self._engine)
+            return pinned_part(first_state(self._engine, 1, task, wanted))
         except ValueError as e:
-            raise ProtocolError("bad_voice", str(e)) from None
+            raise ProtocolError("bad_voice" if query is None else "bad_query", str(e)) from None
 
     def check(self) -> None:
         """ProtocolError `no_voices` where the weights know none."""
         if self.weights is None:
             raise ProtocolError("no_voices", "the weights of this server know no voices; there is: restore")
+
+    def check_queries(self) -> None:
+        """ProtocolError `no_queries` where the weights take none."""
+        if not self.queries:
+            raise ProtocolError("no_queries", f"the weights of this server take no queries; there is: restore{', extract' if self.weights else ''}")
+
+    async def query(self, text: str) -> Query:
+        """text: words that passed `sentence.check` → the query, for `asked`. ProtocolError `no_queries`; `bad_query` where the server lacks the package that
+        reads words. On a thread of its own."""
+        self.check_queries()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._words, ask, text, self._folder)
+        except (ValueError, EngineError) as e:
+            raise ProtocolError("bad_query", f"the server cannot take it: {e}") from None
 
     async def enrol(self, x: Samples, rate: int) -> bytes:
         """x: [samples] of one talker → the voiceprint file. ProtocolError `bad_voice` for less than 1 s of speech. On a thread of its own."""
@@ -70,4 +99,5 @@ class Voices:
             raise ProtocolError("bad_voice", str(e)) from None
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._thread, self._words):
+            threads.shutdown(wait=False, cancel_futures=True)

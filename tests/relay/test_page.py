@@ -9,7 +9,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from relay_tools import Running, wait_for
 from websockets.asyncio.server import serve
 
 from voicewire.engines import Engine
+from voicewire.engines.engine import EngineError
+from voicewire.engines.query import ask
 from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt import files as audio
 from voicewire.rt.relay.gate import Door, Gate
@@ -38,6 +40,7 @@ if CHROMIUM is None:
 soxr = pytest.importorskip("soxr")
 
 RATE = 16000
+BELL, FAN = "a bell ringing", "an air conditioner"
 SECRET = b"between door and relays"
 LEAD_S, SPOKEN_S = 1.0, 6.0  # silence before the speech, while it connects; speech
 FLAGS = [
@@ -326,7 +329,7 @@ class FrontDoor:
     async def _run(self) -> None:
         gate = Gate(
             Door(), ADAPTERS, state=lambda: "", room=lambda _: 0.0, metrics=lambda: b"", refused=lambda _: None, elsewhere=lambda path: self._where(path),
-            voices=self._voices,
+            voices=self._voices, queries=True,
         )  # fmt: skip
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         async with serve(lambda c: c.close(), "127.0.0.1", 0, process_request=lambda c, request: gate.check(request)) as server:
@@ -339,9 +342,11 @@ class FrontDoor:
         self._thread.join(10)
 
 
-def test_the_page_follows_a_front_door_and_takes_its_stream_and_talker_along(
-    page: Any, voice_engine: Engine, voice_weights: Path, voices: tuple[Voiceprint, Voiceprint], tmp_path: Path
+@pytest.mark.parametrize("task", ["extract", "query"])
+def test_the_page_follows_a_front_door_and_takes_its_stream_and_what_it_asks_for_along(
+    page: Any, voice_engine: Engine, voice_weights: Path, voices: tuple[Voiceprint, Voiceprint], tmp_path: Path, task: str
 ) -> None:
+    pytest.importorskip("wordllama")
     config = Config(port=0, max_streams=2, door=Door("only the door knows", tickets=SECRET), handover=tmp_path, weights=voice_weights)
     kept = {"weights": voice_engine.weights, "voice": base64.b64encode(voices[0].to_bytes()).decode(), "when": 0}
     with Running(voice_engine, config) as here, Running(voice_engine, config) as there:
@@ -350,7 +355,11 @@ def test_the_page_follows_a_front_door_and_takes_its_stream_and_talker_along(
             page.goto(door.url)
             page.evaluate("(kept) => localStorage.setItem('voicewire-voice', JSON.stringify(kept))", kept)
             page.reload()
-            page.click("#extract")
+            if task == "extract":
+                page.click("#extract")
+            else:
+                page.fill("#words", BELL)
+                page.click("#sound-form button")
             page.click("#go")
             expect_text(page, "#state", "Live")
             page.wait_for_timeout(1500)
@@ -363,7 +372,8 @@ def test_the_page_follows_a_front_door_and_takes_its_stream_and_talker_along(
             (moved, _) = next(iter(there.relay.sessions.values()))
             before = moved.tally.samples_in
             assert before >= session.tally.samples_in > 0, "the stream began anew"
-            assert moved.strength_db == 38 and moved.task == "extract" and np.array_equal(moved._asked["gain"], voices[0].parts["gain"])
+            wanted = voices[0] if task == "extract" else ask(BELL, voice_weights)
+            assert moved.strength_db == 38 and moved.task == task and np.array_equal(moved._asked["gain"], wanted.parts["gain"])
             page.wait_for_timeout(1000)
             assert moved.tally.samples_in > before and not page.locator("#trouble").is_visible()
             print(f"gaps while moving: {page.inner_text('#gaps')}")
@@ -467,10 +477,107 @@ def test_a_recording_without_speech_is_explained(page: Any, knowing: Served) -> 
 def test_no_voices_no_choice(page: Any, served: Served) -> None:
     with page.expect_response("**/server.json") as answer:
         page.goto(served.url)
-    assert answer.value.json() == {"voices": None}
+    assert answer.value.json() == {"voices": None, "queries": False}
     page.click("#go")
     session_of(page, served, "restore")
-    assert not page.is_visible("#voice")
+    assert not page.is_visible("#voice") and not page.is_visible("#sound")
+
+
+# -- picking out a sound -----------------------------------------------------------------------------------------------
+
+
+def until(page: Any, what: Callable[[], bool]) -> None:
+    for _ in range(150):
+        if what():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("it has not come")
+
+
+def test_a_sound_is_picked_out_from_the_keyboard(page: Any, knowing: Served, voice_weights: Path) -> None:
+    pytest.importorskip("wordllama")
+    gains = {words: ask(words, voice_weights).parts["gain"] for words in (BELL, FAN)}
+    page.goto(knowing.url)
+    expect_text(page, "#sound-text", "a few English words")
+    page.focus("#words")
+    page.keyboard.type("?!")
+    page.keyboard.press("Enter")
+    expect_text(page, "#sound-text", "are needed")
+    assert page.get_attribute("#pick", "aria-checked") == "false" and page.evaluate("document.activeElement.id") == "words"
+    page.fill("#words", BELL)
+    page.keyboard.press("Enter")
+    expect_text(page, "#sound-text", f"Only “{BELL}”")
+    assert page.get_attribute("#pick", "aria-checked") == "true" and page.inner_text("#strength-text") == "40 dB" and not page.is_visible("#gain-row")
+    page.focus("#go")
+    page.keyboard.press("Enter")
+    session = session_of(page, knowing, "query")
+    assert np.array_equal(session._asked["gain"], gains[BELL]) and (session.strength_db, session.query_gain_db) == (40, None)
+    page.focus("#keep")
+    page.keyboard.press("ArrowRight")
+    expect_text(page, "#gain-text", "taken out")
+    expect_text(page, "#sound-text", f"Everything but “{BELL}”")
+    until(page, lambda: session.query_gain_db == -100)
+    assert page.is_disabled("#strength")
+    page.focus("#gain")
+    page.keyboard.press("ArrowRight")
+    expect_text(page, "#gain-text", "-39 dB")
+    until(page, lambda: session.query_gain_db == -39)
+    page.fill("#words", FAN)
+    page.keyboard.press("Enter")
+    until(page, lambda: np.array_equal(session._asked["gain"], gains[FAN]))
+    page.focus("#pick")
+    page.keyboard.press("Space")
+    assert session_of(page, knowing, "restore").strength_db == 26 and not page.is_disabled("#strength")
+    page.keyboard.press("Space")
+    assert session_of(page, knowing, "query").query_gain_db == -39
+    assert not page.locator("#trouble").is_visible()
+
+
+def test_a_sound_and_a_talker_are_one_or_the_other(page: Any, knowing: Served, voice_engine: Engine, voices: tuple[Voiceprint, Voiceprint]) -> None:
+    pytest.importorskip("wordllama")
+    kept = {"weights": voice_engine.weights, "voice": base64.b64encode(voices[0].to_bytes()).decode(), "when": 0}
+    page.goto(knowing.url)
+    page.evaluate("(kept) => localStorage.setItem('voicewire-voice', JSON.stringify(kept))", kept)
+    page.reload()
+    page.click("#go")
+    page.click("#extract")
+    session_of(page, knowing, "extract")
+    page.fill("#words", BELL)
+    page.click("#sound-form button")
+    session_of(page, knowing, "query")
+    assert page.get_attribute("#extract", "aria-checked") == "false"
+    page.click("#extract")
+    session_of(page, knowing, "extract")
+    assert page.get_attribute("#pick", "aria-checked") == "false"
+
+
+def test_a_server_without_the_package_says_what_is_missing(page: Any, knowing: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(text: str, folder: Path) -> Any:
+        raise EngineError("a query in words needs WordLlama: pip install 'voicewire[query]'")
+
+    monkeypatch.setattr("voicewire.rt.relay.voices.ask", missing)
+    page.goto(knowing.url)
+    page.fill("#words", BELL)
+    page.click("#sound-form button")
+    page.click("#go")
+    expect_text(page, "#trouble", "pip install 'voicewire[query]'")
+    expect_text(page, "#state", "Ready")
+    assert page.get_attribute("#pick", "aria-checked") == "false"
+    page.click("#go")
+    session_of(page, knowing, "restore")
+
+
+def test_everything_fits_a_phone(browser: Any, knowing: Served) -> None:
+    context = browser.new_context(**CALM | {"viewport": {"width": 360, "height": 640}})
+    page = context.new_page()
+    page.goto(knowing.url)
+    expect_text(page, "#sound-text", "a few English words")
+    page.check("#change", force=True)
+    assert page.is_visible("#gain") and page.evaluate("document.documentElement.scrollWidth") <= 360
+    for each in ("#words", "#sound-form button", "#pick", "#gain"):
+        box = page.locator(each).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["height"] >= 32, each
+    context.close()
 
 
 def test_a_refused_microphone_is_explained(browser: Any, served: Served) -> None:

@@ -18,7 +18,7 @@ import pytest
 import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_tools import Running, exchange, reply, wait_for
+from relay_tools import FREE, Running, blocks, exchange, reply, say, wait_for
 from voice_weights import talker
 
 from tools.relay_peer import Wire
@@ -38,13 +38,11 @@ from voicewire.rt import Stream, enroll
 from voicewire.rt.cli import main
 from voicewire.rt.lane import to_int16
 from voicewire.rt.relay.client import Client, RelayError
-from voicewire.rt.relay.limits import Limits
 from voicewire.rt.relay.protocol import pack_voice
 from voicewire.rt.relay.slots import Batching, Scheduler
 from voicewire.rt.relay.voices import Hearing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*must be used as a context manager")
-FREE = Limits(messages_per_s=1e6, late_frames=10**6)  # a test machine may be slow
 RATE = 16000
 Voices = tuple[Voiceprint, Voiceprint]
 
@@ -58,10 +56,6 @@ def asks(voice: Voiceprint) -> dict[str, str]:
     return {"task": "extract", "voice": pack_voice(voice.to_bytes())}
 
 
-def say(ws: Any, **event: Any) -> None:
-    ws.send(json.dumps(event))
-
-
 def alone(engine: Engine, x: np.ndarray, rate: int = RATE, asked: dict[int, Any] | None = None, **options: Any) -> np.ndarray:
     """What a Stream makes of it, the delay left in, with its flush. asked: {sample: what `ask` is told there}"""
     stream, parts, at = Stream(rate, engine=engine, **options), [], 0
@@ -70,10 +64,6 @@ def alone(engine: Engine, x: np.ndarray, rate: int = RATE, asked: dict[int, Any]
         stream.ask(*what)
         at = there
     return np.concatenate([*parts, stream.process(x[at:]), stream.process(np.zeros(stream.latency_samples, x.dtype))])
-
-
-def blocks(x: np.ndarray, size: int = 320) -> list[bytes]:
-    return [x[at : at + size].tobytes() for at in range(0, len(x), size)]
 
 
 @pytest.fixture(scope="module")

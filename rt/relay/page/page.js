@@ -2,15 +2,18 @@
 // microphone (capture.js) → worker (socket.js) → server → worker → player (play.js).
 import { Recording, Comparison, LONGEST_S } from "./compare.js";
 import { microphone, listDevices, MicrophoneError } from "./devices.js";
+import { Sound } from "./sound.js";
 import { Spectrogram, animate } from "./spectrum.js";
 import { ENROLL_S, Voice } from "./voice.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST = 44; // the strength slider's last step: no limit
-const USUAL_DB = { restore: 26, extract: 40 }; // the strength, until somebody moves the slider
+const USUAL_DB = { restore: 26, extract: 40, query: 40 }; // the strength, until somebody moves the slider
 const views = [new Spectrogram($("before")), new Spectrogram($("after"))];
 const comparison = new Comparison($);
-const voice = new Voice($, talkers, () => (session ? finish(session) : begin("enroll")));
+const NOTHING = { task: "restore", voice: null, query: null, query_gain_db: null }; // asked for beside restoration
+const voice = new Voice($, () => another(voice, sound), () => (session ? finish(session) : begin("enroll")));
+const sound = new Sound($, () => another(sound, voice), level);
 let session = null, lastStats = null, unsent = 0, moved = false;
 
 // -- what is said ---------------------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ async function wire(mine, stream) {
   if (mine.mode === "compare") mine.recording = new Recording(context.sampleRate);
   const start = {
     event: "start", rate: context.sampleRate, format: "s16le", channels: 1, header: true, live: mine.mode === "live", strength_db: strength(),
-    bypass: $("bypass").getAttribute("aria-checked") === "true", ...(mine.mode === "enroll" ? { task: "restore", voice: null } : voice.fields),
+    bypass: $("bypass").getAttribute("aria-checked") === "true", ...(mine.mode === "enroll" ? NOTHING : wanted()),
   };
   const enroll = mine.mode === "enroll" ? ENROLL_S : 0;
   worker.postMessage({ do: "start", where: withToken("/v1/where").href, start, enroll, keep: mine.mode === "compare", microphone: up.port2, player: down.port2 }, [up.port2, down.port2]);
@@ -129,7 +132,7 @@ function hear(mine, data) {
     mine.began ??= performance.now();
     trouble();
     $("token-form").hidden = true;
-    voice.knows(message.voices);
+    knows(message);
     state("on", mine.mode === "live" ? "Live" : "Recording");
     if (mine.mode === "enroll") voice.hear(mine.source);
     if (message.recorded) $("kept").textContent = "The server keeps a recording of what you say here.";
@@ -150,11 +153,13 @@ function hear(mine, data) {
   if (mine.recording?.seconds >= LONGEST_S) finish(mine);
 }
 
-// What the server says of a voice, and what to do about it. Whatever else it does not like ends the connection.
+// What the server says of a voice or a sound, and what to do about it. Whatever else it does not like ends the connection.
 function refused(mine, { code, text }) {
-  if (code !== "bad_voice" && code !== "no_voices") return;
+  if (!["bad_voice", "no_voices", "bad_query", "no_queries"].includes(code)) return;
   finish(mine);
-  if (code === "no_voices") { voice.knows(null); trouble("This server’s model knows no voices, so it cannot keep one talker."); }
+  if (code === "bad_query") { sound.turn(false); trouble(`This sound cannot be picked out: ${text}`); }
+  else if (code === "no_queries") { sound.knows(false); trouble("This server’s model knows no sounds by name, so it cannot pick one out."); }
+  else if (code === "no_voices") { voice.knows(null); trouble("This server’s model knows no voices, so it cannot keep one talker."); }
   else if (mine.mode === "enroll") trouble(`The talker could not be recorded: ${text.split(";")[0]}. Speak for the whole ${ENROLL_S} seconds, close to the microphone.`);
   else { voice.drop(); trouble($("voice-text").textContent); }
 }
@@ -229,13 +234,35 @@ function label(slider, text) {
 
 function showStrength() {
   const db = strength();
+  $("strength").disabled = sound.on && sound.gain !== null; // everything stays then, whatever its level
   label("strength", db > MOST ? "no limit" : db ? `${db} dB` : "0 dB: nothing");
 }
 
-function talkers() {
-  if (!moved) $("strength").value = USUAL_DB[voice.fields.task];
+const wanted = () => ({ ...NOTHING, ...(sound.on ? sound.fields : voice.fields) });
+
+// Another talker or another sound, and only one of the two.
+function another(one, other) {
+  if (one.on) other.turn(false, false);
+  if (!moved) $("strength").value = USUAL_DB[wanted().task];
   showStrength();
-  set({ ...voice.fields, strength_db: strength() });
+  set({ ...wanted(), strength_db: strength() });
+}
+
+function level() {
+  showStrength();
+  if (sound.on) set({ query_gain_db: sound.gain });
+}
+
+// Before a stream begins, so that nothing is shown that the server cannot do; and again once one has begun.
+function knows({ voices, queries }) {
+  voice.knows(voices);
+  sound.knows(queries);
+}
+
+async function ask() {
+  try {
+    knows(await (await fetch("server.json")).json());
+  } catch { /* a server that does not say knows none */ }
 }
 
 $("go").onclick = () => (session ? finish(session) : begin());
@@ -268,6 +295,6 @@ $("token-form").onsubmit = (e) => {
 navigator.mediaDevices?.addEventListener("devicechange", () => listDevices($));
 addEventListener("pagehide", () => session && end(session));
 hint();
-voice.ask();
+ask();
 listDevices($);
 animate(views);

@@ -31,13 +31,6 @@ export class Voice {
   get on() { return this.$("extract").getAttribute("aria-checked") === "true"; }
   get fields() { return this.on ? { task: "extract", voice: this.mine.voice } : { task: "restore", voice: null }; }
 
-  // Before a stream begins, so that nothing is shown that the server cannot do.
-  async ask() {
-    try {
-      this.knows((await (await fetch("server.json")).json()).voices);
-    } catch { /* a server that does not say knows none */ }
-  }
-
   knows(weights) {
     this.weights = weights;
     this.$("voice").hidden = !weights;
@@ -46,10 +39,11 @@ export class Voice {
     else if (this.on) this.turn(false);
   }
 
-  turn(on) {
+  // tell: false where somebody else says so.
+  turn(on, tell = true) {
     this.$("extract").setAttribute("aria-checked", on);
     this.show();
-    this.changed();
+    if (tell) this.changed();
   }
 
   keep(voice) {
