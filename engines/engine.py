@@ -14,6 +14,8 @@ State = dict[str, NDArray[np.generic]]  # flat, ordered; slot on axis 0 of every
 PINNED = ("trunk.prefix_k", "trunk.prefix_v", "trunk.prefix_on", "gain", "offset")  # the part of a state that says what to do: no step changes it
 
 WEIGHTS = Path(__file__).parent / "weights"
+TASK_WEIGHTS = WEIGHTS / "tasks"
+_KNOWS = {"extract": "voice.onnx", "query": "query.onnx"}  # what weights hold that know a task
 
 
 class EngineError(RuntimeError):
@@ -49,6 +51,12 @@ def copy_state(state: State) -> State:
 
 
 NAMES = ("auto", "onnx", "tensorrt", "torch-cuda", "torch")
+
+
+def weights_for(task: str) -> Path:
+    """The folder of released weights for a stream that is to do `task`, too. Those for restoration know nothing else, and restore a little better than those
+    that know all tasks; these lie in the repository and, for their size, in no wheel."""
+    return next((folder for folder in (WEIGHTS, TASK_WEIGHTS) if task in _KNOWS and (folder / _KNOWS[task]).exists()), WEIGHTS)
 
 
 def open_engine(name: str = "onnx", weights: Path = WEIGHTS, threads: int = 1) -> Engine:

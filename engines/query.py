@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .engine import WEIGHTS, EngineError
+from .engine import WEIGHTS, EngineError, weights_for
 from .sentence import check, embed
 from .voiceprint import VOICE_PARTS, Voiceprint
 
@@ -38,14 +38,15 @@ def _encoder(path: Path, changed_ns: int) -> InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def ask(text: str, folder: Path = WEIGHTS) -> Query:
+def ask(text: str, folder: Path | None = None) -> Query:
     """text: a few words for a sound, English, like "a dog barking" → the query. Half a second the first time, then milliseconds.
 
     ValueError for what are no words; EngineError where the weights take no queries, or without the package that embeds sentences.
     """
     check(text)
+    folder = folder or weights_for("query")
     if not takes_queries(folder):
-        raise EngineError("these weights take no queries; the task 'query' needs weights trained for it (tools.train with [data] query)")
+        raise EngineError("these weights take no queries; for the task 'query' install from the repository, which has some: pip install -e .")
     path = folder / "query.onnx"
     voice, *parts = _encoder(path, path.stat().st_mtime_ns).run(None, {"x": embed([text])})
     weights: str = json.loads((folder / "model.json").read_text())["weights"]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import CORE_BINS, HOPS_PER_FRAME, HOPS_PER_SECOND
-from .engine import F32, WEIGHTS, EngineError, State
+from .engine import F32, WEIGHTS, EngineError, State, weights_for
 from .stft import analyse, hop_samples
 
 VERSION = 1
@@ -108,16 +108,17 @@ def known(folder: Path = WEIGHTS) -> str | None:
     return weights
 
 
-def enrol(x: F32, rate: int, folder: Path = WEIGHTS) -> Voiceprint:
+def enrol(x: F32, rate: int, folder: Path | None = None) -> Voiceprint:
     """x: [samples] of one talker, float32, rate 8,000 to 48,000 Hz → the voiceprint.
 
     ValueError for less than 1 s of speech, EngineError where the weights know no voices.
     """
     import onnxruntime as ort
 
+    folder = folder or weights_for("extract")
     weights = known(folder)
     if weights is None:
-        raise EngineError("these weights know no voices; the task 'extract' needs weights trained for it (tools.train with [data] extract)")
+        raise EngineError("these weights know no voices; for the task 'extract' install from the repository, which has some: pip install -e .")
     frames = spoken(x, rate)
     hop = hop_samples(rate)
     tails = np.concatenate([np.zeros((1, hop), np.float32), frames[:-1, hop:]])

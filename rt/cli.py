@@ -100,7 +100,7 @@ def _file(a: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from voicewire.engines.engine import open_engine
+    from voicewire.engines.engine import open_engine, weights_for
     from voicewire.engines.query import ask
 
     from . import files
@@ -110,16 +110,17 @@ def _file(a: argparse.Namespace) -> int:
     if a.output.exists() and a.input.exists() and a.output.samefile(a.input):
         raise files.InputError("IN and OUT are the same file; give another name for the result")
     x, rate, subtype = files.read(a.input)
-    engine = open_engine(a.engine)
+    usual = "query" if a.query is not None else "extract" if a.enroll else "restore"
+    task = a.task or usual
+    engine = open_engine(a.engine, weights_for(usual if task == "restore" else task))
     files.check_query(a.query, a.query_gain, a.enroll)
     voice = ask(a.query) if a.query is not None else enroll.load(a.enroll, engine.weights) if a.enroll else None
-    usual = "restore" if voice is None else "extract" if a.enroll else "query"
-    stream = Stream(rate, x.shape[1], task=a.task or usual, voice=voice, mode=a.channels, strength_db=a.strength, query_gain_db=a.query_gain, engine=engine)
+    stream = Stream(rate, x.shape[1], task=task, voice=voice, mode=a.channels, strength_db=a.strength, query_gain_db=a.query_gain, engine=engine)
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=a.json or not sys.stderr.isatty()) as bar:
-        task = bar.add_task(a.input.name, total=1.0)
+        shown = bar.add_task(a.input.name, total=1.0)
         y, report = files.process(
-            x, stream, block_ms=a.block_ms, realtime=a.realtime, raw_delay=a.raw_delay, progress=lambda share: bar.update(task, completed=share)
+            x, stream, block_ms=a.block_ms, realtime=a.realtime, raw_delay=a.raw_delay, progress=lambda share: bar.update(shown, completed=share)
         )
     files.write(a.output, y, rate, subtype)
     if a.json:

@@ -9,7 +9,7 @@ from typing import Literal, cast
 import numpy as np
 
 from voicewire.engines.config import TASKS
-from voicewire.engines.engine import PINNED, Engine, State, open_engine
+from voicewire.engines.engine import PINNED, Engine, State, open_engine, weights_for
 from voicewire.engines.query import Query
 from voicewire.engines.stft import analyse, finish, hop_samples
 from voicewire.engines.voiceprint import Voiceprint
@@ -19,7 +19,8 @@ from .snapshot import kind, pack, unpack
 
 ChannelMode = Literal["mix", "each"]
 
-VOICE_OF_ANOTHER = "the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice"
+RESTORES_ONLY = "(a stream that began without a voice or a query has weights that only restore: begin it with one)"
+VOICE_OF_ANOTHER = f"the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice {RESTORES_ONLY}"
 BUILT_TASKS = ("restore", "extract", "query")
 
 
@@ -40,7 +41,7 @@ def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:
     if voice is not None and task not in ("extract", "query"):
         raise ValueError(f"the task '{task}' takes no {'query' if query else 'voiceprint'}; choose the task '{'query' if query else 'extract'}'")
     if voice is not None and voice.weights != engine.weights:
-        raise ValueError("the query was made with another model; ask again" if query else VOICE_OF_ANOTHER)
+        raise ValueError(f"the query was made with another model; ask again {RESTORES_ONLY}" if query else VOICE_OF_ANOTHER)
 
 
 def first_state(engine: Engine, slots: int, task: str, voice: Voiceprint | None) -> State:
@@ -89,7 +90,7 @@ class Stream:
         check_task(task)
         if mode not in ("mix", "each"):
             raise ValueError(f"channel mode '{mode}' is unknown; there are: mix, each")
-        self.engine: Engine = engine or open_engine()
+        self.engine: Engine = engine or open_engine(weights=weights_for(task))
         check_voice(task, voice, self.engine)
         self.rate, self.channels, self.task, self.voice, self.mode = rate, channels, task, voice, mode
         self.strength_db, self.query_gain_db, self.bypass = strength_db, query_gain_db, bypass

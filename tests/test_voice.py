@@ -12,6 +12,7 @@ from voice_weights import talker
 from tools.talkers import Talkers
 from voicewire.engines import Engine, open_engine
 from voicewire.engines.contract import EngineSteps, verify_contract
+from voicewire.engines.engine import TASK_WEIGHTS, WEIGHTS, weights_for
 from voicewire.engines.gpu.ends import Ends
 from voicewire.engines.gpu.engine import GpuEngine
 from voicewire.engines.gpu.fake import FakeDevice
@@ -215,3 +216,25 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and error.startswith("voicewire: "), error
     assert not (tmp_path / "out.wav").exists() and not (tmp_path / "me.voice").exists()
+
+
+def test_released_weights(tmp_path: Path, noisy: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the commands take when nobody names weights: restoration has its own; a voice or a query brings those that know all tasks."""
+    pytest.importorskip("wordllama")
+    assert weights_for("restore") == WEIGHTS and all(weights_for(task) == TASK_WEIGHTS for task in ("extract", "query"))
+    voice = enrol(noisy, 16000)
+    sf.write(tmp_path / "in.wav", noisy[:32000], 16000)
+    (tmp_path / "me.voice").write_bytes(voice.to_bytes())
+    made = []
+    for options in ([], ["--enroll", str(tmp_path / "me.voice")], ["--query", "a printer"]):
+        assert main(["file", str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), *options]) == 0, capsys.readouterr().err
+        made.append(sf.read(tmp_path / "out.wav")[0])
+        assert len(made[-1]) == 32000 and np.isfinite(made[-1]).all()
+    assert np.abs(made[0] - made[1]).max() > 1e-3 and np.abs(made[1] - made[2]).max() > 1e-3
+    stream = Stream(16000)
+    with pytest.raises(ValueError, match="begin it with one"):
+        stream.ask("extract", voice)
+    started = Stream(16000, task="extract", voice=voice)
+    started.process(noisy[:16000])
+    started.ask("restore")
+    assert np.abs(started.process(noisy[16000:32000])).max() > 1e-3

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from voicewire.engines.engine import EngineError, open_engine
+from voicewire.engines.engine import EngineError, open_engine, weights_for
 from voicewire.engines.query import Query, ask
 from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt.realtime import lock_memory, try_realtime
@@ -38,7 +38,8 @@ class AudioProcess:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
-        engine, task = open_engine(), check_task(settings["task"])
+        task = check_task(settings["task"])
+        engine = open_engine(weights=weights_for("query" if settings["query"] is not None else "extract" if settings["enroll"] else task))
         voices: dict[str, Voiceprint] = {}
         if settings["enroll"]:
             from voicewire.rt import enroll  # reads sound files, which nothing else here does
@@ -247,7 +248,10 @@ class AudioProcess:
     def _ask(self, text: str) -> None:
         """Other words, made ready here, beside the audio."""
         try:
-            self.controls.voices = self.controls.voices | {"query": ask(text)}
+            asked = ask(text)
+            if asked.weights != self.engine.weights:
+                raise ValueError("the weights in use only restore; start with --query, and other words can be given while it runs")
+            self.controls.voices = self.controls.voices | {"query": asked}
         except (ValueError, EngineError) as e:
             self.log.add("query_refused", cause=str(e))
 

@@ -41,6 +41,7 @@ def add_commands(sub: Any) -> None:
     """Add the commands to a parser's sub-commands."""
     s = sub.add_parser("serve", help="relay speech over WebSockets, many streams at once")
     _add_server(s)
+    s.add_argument("--tasks", action="store_true", help="also extract talkers and pick out sounds, with weights that know how and restore a little worse")
     s.add_argument("--workers", type=_number(1, 256), default=1, metavar="N", help="processes that share the port, one a core")
     s.add_argument("--handover", type=Path, metavar="DIR", help="private folder through which streams move between workers (--workers makes one)")
 

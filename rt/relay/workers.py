@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from voicewire.engines.engine import WEIGHTS, open_engine
+from voicewire.engines.engine import WEIGHTS, open_engine, weights_for
 
 from ..files import InputError
 from .gate import LOOPBACK, Door
@@ -41,7 +41,7 @@ def configure(a: argparse.Namespace) -> Config:
     door = Door(a.token, tuple(o.rstrip("/") for o in a.origin), a.host in LOOPBACK)
     return Config(
         host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record,
-        handover=getattr(a, "handover", None), engine=a.engine,
+        handover=getattr(a, "handover", None), engine=a.engine, weights=weights_for("query") if getattr(a, "tasks", False) else None,
     )  # fmt: skip
 
 

@@ -84,8 +84,9 @@ class Served(Running):
 
 
 @pytest.fixture
-def served(engine: Engine) -> Iterator[Served]:
-    s = Served(engine).__enter__()
+def served(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A relay whose weights know no voices and take no queries, as far as it can see."""
+    s = Served(engine, weights=tmp_path_factory.mktemp("restoration")).__enter__()
     yield s
     s.end()
 

@@ -96,7 +96,7 @@ def _tidy(request: pytest.FixtureRequest) -> Any:
 
 
 def test_send_gives_what_file_gives(relay: Running, voice_engine: Engine, voice_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("voicewire.engines.engine.open_engine", lambda name: voice_engine)
+    monkeypatch.setattr("voicewire.engines.engine.open_engine", lambda name, *_: voice_engine)
     monkeypatch.setattr("voicewire.engines.query.ask", lambda text: ask(text, voice_weights))
     source, by_file, sent = (tmp_path / f"{name}.wav" for name in ("in", "file", "sent"))
     sf.write(source, sounds(), RATE)
@@ -317,7 +317,7 @@ def test_what_reads_words_is_loaded_before_anybody_comes(voice_engine: Engine, v
 
 
 def test_weights_without_queries_say_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """As the shipped ones do today. What is there works as before."""
+    """What is there works as before."""
     with Running(Wire(), limits=FREE, max_streams=2) as r:
         ws = r.connect()
         say(ws, event="start", rate=RATE)

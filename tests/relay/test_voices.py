@@ -92,7 +92,7 @@ def test_send_gives_what_file_gives(
     relay: Running, voice_engine: Engine, voice_weights: Path, voices: Voices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a recording that is enrolled on the spot, and of a voiceprint file."""
-    monkeypatch.setattr("voicewire.engines.engine.open_engine", lambda name: voice_engine)
+    monkeypatch.setattr("voicewire.engines.engine.open_engine", lambda name, *_: voice_engine)
     monkeypatch.setattr(enroll, "enrol", functools.partial(enrol, folder=voice_weights))
     source, by_file, sent = (tmp_path / f"{name}.wav" for name in ("in", "file", "sent"))
     sf.write(source, both(), RATE)
@@ -232,7 +232,7 @@ def test_bad_voices_get_one_error_and_change_nothing(relay: Running, voice_engin
 
 
 def test_weights_without_voices_say_so(wire: Running, voices: Voices, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """As the shipped ones do today. What is there works as before."""
+    """What is there works as before."""
     assert wire.relay.config.weights is None
     ws = wire.connect()
     say(ws, event="start", rate=RATE)
