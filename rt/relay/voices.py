@@ -71,12 +71,15 @@ class Voices:
     def check(self) -> None:
         """ProtocolError `no_voices` where the weights know none."""
         if self.weights is None:
-            raise ProtocolError("no_voices", "the weights of this server know no voices; there is: restore")
+            raise ProtocolError("no_voices", "the weights of this server know no voices; there is: restore (with voicewire serve --tasks: more)")
 
     def check_queries(self) -> None:
         """ProtocolError `no_queries` where the weights take none."""
         if not self.queries:
-            raise ProtocolError("no_queries", f"the weights of this server take no queries; there is: restore{', extract' if self.weights else ''}")
+            raise ProtocolError(
+                "no_queries",
+                f"the weights of this server take no queries; there is: restore{', extract' if self.weights else ' (with voicewire serve --tasks: more)'}",
+            )
 
     async def query(self, text: str) -> Query:
         """text: words that passed `sentence.check` → the query, for `asked`. ProtocolError `no_queries`; `bad_query` where the server lacks the package that
