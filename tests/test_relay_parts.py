@@ -415,6 +415,11 @@ def test_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             assert json.loads(ws.recv(5))["event"] == "ready"
             ws.send(bytes(640))
             assert len(sound(ws)) == 640
+        for _ in range(3):  # a handshake that is there before the server looks
+            r.loop.call_soon_threadsafe(time.sleep, 0.2)
+            with connect(f"wss://localhost:{r.port}/v1/stream", ssl=context, proxy=None) as ws:
+                ws.send('{"event": "start", "rate": 16000}')
+                assert json.loads(ws.recv(5))["event"] == "ready"
         with socket.create_connection(("127.0.0.1", r.port), 5) as s:
             s.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = s.makefile("rb").read()

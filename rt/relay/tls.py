@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -29,68 +30,48 @@ def context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None
 class TlsFirst(asyncio.Protocol):
     """What a connection meets on a port with TLS. Who begins with a TLS handshake gets one, and goes on to `inner`; plain HTTP is told why not.
 
-    The first byte is looked at without taking it, so reading rests until then. ended: called if `inner` never got the connection.
+    The first byte is looked at without taking it. The transport would take it (uvloop reads what is there as soon as `connection_made` returns, paused or
+    not), so the connection goes on in a socket of its own. ended: called if `inner` never got the connection.
     """
 
     def __init__(self, inner: asyncio.Protocol, tls: ssl.SSLContext, timeout_s: float, ended: Callable[[], None]) -> None:
         self._inner, self._tls, self._timeout_s, self._ended = inner, tls, timeout_s, ended
         self._loop = asyncio.get_running_loop()
-        self._early = b""  # decrypted before `inner` was there
-        self._over = False
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.pause_reading()
-        self._look = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        self._timer = self._loop.call_later(self._timeout_s, transport.abort)
-        self._loop.add_reader(self._look.fileno(), self._peek)
+        self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        self._socket.setblocking(False)
+        transport.abort()  # closes its own descriptor; the connection lives on in ours
+        self._timer = self._loop.call_later(self._timeout_s, self._close)
+        self._loop.add_reader(self._socket.fileno(), self._peek)
 
     def _peek(self) -> None:
         try:
-            first = self._look.recv(1, socket.MSG_PEEK)
+            first = self._socket.recv(1, socket.MSG_PEEK)
         except OSError:
             first = b""
-        self._rest()
         if first == _HANDSHAKE:
+            self._timer.cancel()
+            self._loop.remove_reader(self._socket.fileno())
             self._task = self._loop.create_task(self._encrypt())
-        else:
-            self._transport.resume_reading()
-
-    def _rest(self) -> None:
-        if self._look.fileno() >= 0:
-            self._loop.remove_reader(self._look.fileno())
-            self._look.close()
+            return
+        with contextlib.suppress(OSError):
+            self._socket.recv(1 << 16)  # what is closed unread is reset, and the answer with it
+            self._socket.send(PLAIN_HTTP)
+        self._close()
 
     async def _encrypt(self) -> None:
         try:
-            secure = await self._loop.start_tls(self._transport, self, self._tls, server_side=True, ssl_handshake_timeout=self._timeout_s)
+            await self._loop.connect_accepted_socket(lambda: self._inner, self._socket, ssl=self._tls, ssl_handshake_timeout=self._timeout_s)
         except OSError:  # no TLS after all, or gone
-            secure = None
-        self._timer.cancel()
-        if secure is None or secure.is_closing():
-            self._transport.abort()
-            self._end()
-            return
-        self._inner.connection_made(secure)
-        secure.set_protocol(self._inner)
-        if self._early:
-            self._inner.data_received(self._early)
-
-    def data_received(self, data: bytes) -> None:
-        if self._task:
-            self._early += data
-        else:
-            self._transport.write(PLAIN_HTTP)
-            self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._timer.cancel()
-        self._rest()
-        self._end()
-
-    def _end(self) -> None:
-        if not self._over:
-            self._over = True
+            self._socket.close()
             self._ended()
+
+    def _close(self) -> None:
+        """Nobody for `inner`."""
+        self._timer.cancel()
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._ended()
