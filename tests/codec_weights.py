@@ -22,7 +22,7 @@ def tried_codec(seed: int = 0, config: CodecConfig = SMALL) -> Codec:
         for p in codec.parameters():
             p.add_(0.1 * torch.randn_like(p))
         x = 0.1 * torch.randn(8, 16000) * torch.rand(8, 1) * (torch.rand(8, 100, 1) * torch.ones(160)).reshape(8, 16000)
-        acoustic, semantic, _ = codec.encoder.features(stft(x, 160)[:, :, :160])
+        acoustic, semantic, _, _ = codec.encoder.features(stft(x, 160)[:, :, :160])
         keep = torch.full((8,), config.layers)
         for _ in range(3):
             codec.encoder.semantic_vq.train_step(semantic, keep)

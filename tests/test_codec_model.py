@@ -12,6 +12,8 @@ from voicewire.engines.contract import TorchSteps, verify_contract
 from voicewire.engines.net.codec import Codec, Encoder, centred
 from voicewire.engines.net.codec_blocks import ConvBlock, Stack
 from voicewire.engines.net.codec_quantise import Codebook, Quantiser
+from voicewire.engines.net.codec_source import LAGS, NOISE_HOPS, Salience, Source, lag_octaves
+from voicewire.engines.net.spectrum import stft
 
 
 def random_input(*shape: int) -> np.ndarray:
@@ -136,6 +138,39 @@ def test_centred_phases_are_smooth() -> None:
     spec = centred(torch.view_as_real(torch.fft.rfft(x))[:160])
     torch.testing.assert_close(spec, torch.tensor([1.0, 0.0]).expand(160, 2), atol=1e-5, rtol=0)
     torch.testing.assert_close(centred(centred(spec)), spec)
+
+
+def test_pulses_are_what_the_stft_sees() -> None:
+    """The spectrum of a drawn pulse train, whose pulses fall on samples, is the one that is made; and phases run on."""
+    hz = 125.0  # 128 samples
+    x = torch.zeros(1, 16000)
+    x[0, 128::128] = 1
+    seen = centred(stft(x, 160)[0, :, :160])
+    made = Source()(torch.full((1, 100), hz))[0, :, 0]
+    scale = (0.01 * hz) ** 0.5 * 160
+    torch.testing.assert_close(made[2:90] * scale, 160 * seen[3:91] * scale / (0.01 * hz) ** 0.5, atol=5e-2, rtol=0)
+
+
+def test_noise_is_white_and_goes_round() -> None:
+    source = Source().eval()
+    y = source(torch.full((2, 2 * NOISE_HOPS), 100.0))[:, :, 1]
+    torch.testing.assert_close(y[:, :NOISE_HOPS], y[:, NOISE_HOPS:])
+    power = y[0, :NOISE_HOPS].square().sum(-1).mean(0)
+    assert power[2:].mean() == pytest.approx(1, abs=0.02) and power[2:].min() > 0.7 and power[2:].max() < 1.4
+
+
+def test_salience_peaks_at_the_pitch() -> None:
+    salience = Salience()
+    candidates = 2.0 ** lag_octaves()
+    for hz in (70.0, 100.0, 160.0, 250.0, 380.0):
+        turns = hz * torch.arange(16000) / 16000
+        x = torch.stack([torch.cos(2 * torch.pi * k * turns) for k in range(1, 9)]).sum(0)
+        hops = centred(stft(0.1 * x[None], 160)[:, 40:44, :160])[:, None]
+        c = salience(hops).view(6, LAGS)
+        apart = 1000 / hz  # ms; the pair that compares best at this period
+        pair = 3 if apart < 5 else 4 if apart < 14 else 5
+        near = (candidates / hz).log2().abs() < 0.3
+        assert candidates[near][c[pair, near].argmax()].item() == pytest.approx(hz, rel=0.03), hz
 
 
 def test_settings_are_checked() -> None:

@@ -12,10 +12,11 @@ import torch
 from codec_weights import SMALL
 
 from tools import evaluate_codec, teach, train_codec
-from tools.codec_losses import CodecLoss, mel_bank, semantic_loss
+from tools.codec_losses import CodecLoss, mel_bank, pitch_loss, semantic_loss, third_octaves
 from tools.codec_mixer import CodecMixer
 from tools.codec_recipe import load
 from tools.discriminator import Discriminator
+from tools.pitch import pitch
 from tools.prepare import prepare
 from voicewire.engines.codec_engine import CodecEngine
 from voicewire.engines.codec_export import export_codec
@@ -103,8 +104,8 @@ def test_batches_are_pure_and_know_who_is_meant(cache: Path) -> None:
     for i in (4, 5):
         for x, y in zip(a.taught_batch(i), b.taught_batch(i), strict=True):
             np.testing.assert_array_equal(x, y)
-    mix, target, features, known = a.taught_batch(6)
-    assert mix.shape == target.shape == (3, 16000) and features.shape == (3, 50, teach.DIM) and known.shape == (3, 50)
+    mix, target, features, known, heard = a.taught_batch(6)
+    assert mix.shape == target.shape == (3, 16000) and features.shape == (3, 50, teach.DIM) and known.shape == (3, 50) and heard.shape == (3, 100)
     assert not CodecMixer(cache, 1, 3, 1.0, None, 0.7).taught_batch(0)[3].any(), "no teacher, nothing known"
 
 
@@ -117,7 +118,7 @@ def test_teach_refuses(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPa
 
 def test_sound_loss_orders_sounds(clean: np.ndarray, noisy: np.ndarray) -> None:
     c, n = (torch.from_numpy(z[16000:64000])[None] for z in (clean, noisy))
-    loss = CodecLoss(0.3, 1.0, 0.1)
+    loss = CodecLoss(1.0, 0.1, 0.5)
     values = [loss(y, c)[0].item() for y in (c, c + 0.3 * (n - c), n, torch.zeros_like(c))]
     assert values == sorted(values) and values[0] < 0.05
     quiet = [loss(0.01 * y, 0.01 * c)[0].item() for y in (c + 0.3 * (n - c), n)]
@@ -128,6 +129,31 @@ def test_sound_loss_orders_sounds(clean: np.ndarray, noisy: np.ndarray) -> None:
     assert torch.isfinite(total) and silent.grad is not None and torch.isfinite(silent.grad).all()
     bank = mel_bank(512, 64)
     assert bank.shape == (257, 64) and torch.allclose(bank.sum(0), torch.ones(64)) and (bank >= 0).all()
+    thirds = third_octaves(512)
+    assert thirds.shape == (257, 15) and (thirds.sum(0) >= 1).all() and thirds.sum(1).max() == 1
+
+
+def test_pitch_is_found() -> None:
+    t = np.arange(32000) / 16000
+    hz = 120 * 2 ** (0.5 * np.sin(2 * np.pi * t))
+    turns = np.cumsum(hz) / 16000
+    voice = sum(np.cos(2 * np.pi * k * turns) / k for k in range(1, 20)).astype(np.float32) * 0.1
+    noise = np.random.default_rng(0).standard_normal(32000).astype(np.float32)
+    voice[24000:] = 0
+    found = pitch(voice + 0.003 * noise)
+    assert found.shape == (200,)
+    np.testing.assert_allclose(found[3:147], hz[480:23520:160], rtol=0.005)
+    assert (found[153:] == 0).all() and (pitch(noise) == 0).mean() > 0.8 and not pitch(np.zeros(1600, np.float32)).any()
+
+
+def test_pitch_loss_counts_voice_alone() -> None:
+    heard = torch.tensor([[100.0, 200.0, 0.0, 0.0]])
+    told = torch.tensor([[200.0, 200.0, 77.0, 300.0]], requires_grad=True)
+    loss, wrong = pitch_loss(told, heard)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5) and wrong == 0.5
+    assert told.grad is not None and told.grad[0, 0] > 0 and not told.grad[0, 2:].any()
+    assert pitch_loss(told, 0 * heard)[0] == 0
 
 
 def test_semantic_loss_knows_the_lag() -> None:

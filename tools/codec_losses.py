@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
 
-from .losses import LOUD, RESOLUTIONS, Loudness
-from .losses import _compressed as compressed
+from voicewire.engines.net.codec_source import lag_octaves
+
+from .losses import LOUD, Loudness
 
 MEL_BANDS = 64
-MEL_SIZES = (512, 1024, 2048)
+SIZES = (512, 1024, 2048)
+SPAN = 48  # hops of 8 ms: STOI's 384 ms
 
 
 def mel_bank(n_fft: int, bands: int, rate: int = 16000) -> Tensor:
@@ -25,35 +27,75 @@ def mel_bank(n_fft: int, bands: int, rate: int = 16000) -> Tensor:
     return bank / bank.sum(0, keepdim=True).clamp_min(1e-6)
 
 
+def third_octaves(n_fft: int, rate: int = 16000) -> Tensor:
+    """STOI's bands (Taal et al. 2011): 15 third octaves from 150 Hz, [n_fft / 2 + 1, 15] of zeros and ones."""
+    f = torch.linspace(0, rate / 2, n_fft // 2 + 1)[:, None]
+    mid = 150 * 2 ** (torch.arange(15) / 3)
+    return ((f >= mid * 2 ** (-1 / 6)) & (f < mid * 2 ** (1 / 6))).float()
+
+
 class CodecLoss(nn.Module):
-    """Distance of two sounds [B, samples] at 16 kHz, each brought to the target's loudness. → (loss, parts for the log)."""
+    """Distance of two sounds [B, samples] at 16 kHz, each brought to the target's loudness. → (loss, parts for the log).
 
-    def __init__(self, complex_share: float, mel: float, perceptual: float) -> None:
+    Of magnitudes alone: the codec's harmonics follow a pitch, not the target's wave. spectral: compressed; mel: logarithmic; perceptual: loudness
+    as PESQ has it; envelopes: one minus their correlation in third octaves over 384 ms, as STOI has it.
+    """
+
+    def __init__(self, mel: float, perceptual: float, envelopes: float) -> None:
         super().__init__()
-        self.complex_share, self.mel, self.perceptual = complex_share, mel, perceptual
+        self.mel, self.perceptual, self.envelopes = mel, perceptual, envelopes
         self.loudness = Loudness()
-        for n in MEL_SIZES:
+        for n in SIZES:
             self.register_buffer(f"bank{n}", mel_bank(n, MEL_BANDS), persistent=False)
+            self.register_buffer(f"window{n}", torch.hann_window(n), persistent=False)
+        self.register_buffer("thirds", third_octaves(SIZES[0]), persistent=False)
+        self.thirds: Tensor
 
-    def _log_mel(self, x: Tensor, n: int) -> Tensor:
-        power = torch.stft(x, n, n // 4, window=torch.hann_window(n, device=x.device), return_complex=True).abs() / (n / 4)
-        bands: Tensor = (power.transpose(1, 2) @ getattr(self, f"bank{n}") + 1e-4).log()
-        return bands
+    def _power(self, x: Tensor, n: int) -> Tensor:
+        spec = torch.stft(x, n, n // 4, window=getattr(self, f"window{n}"), return_complex=True)
+        power: Tensor = torch.view_as_real(spec).square().sum(-1).transpose(1, 2) / (n / 4) ** 2
+        return power
+
+    def _unlike(self, y: Tensor, target: Tensor) -> Tensor:
+        """Powers [B, hops, bins] → one minus the correlation of their envelopes, where somebody speaks."""
+        ye, te = (((p @ self.thirds) + 1e-7).sqrt().unfold(1, SPAN, SPAN // 4) for p in (y, target))  # [B, spans, 15, SPAN]
+        loud = (te.square().mean((-1, -2)) > 1e-5).to(y.dtype)[..., None]
+        ye, te = ye - ye.mean(-1, keepdim=True), te - te.mean(-1, keepdim=True)
+        alike = (ye * te).sum(-1) * (ye.square().sum(-1) * te.square().sum(-1) + 1e-10).rsqrt()
+        return ((1 - alike) * loud).sum() / (loud.sum() * alike.shape[-1]).clamp_min(1)
 
     def forward(self, y: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
         power = target.square().mean(1)
         speaks = (power > 1e-8).to(y.dtype)
         gain = (LOUD / (power + 1e-8).sqrt()).clamp_max(100.0)[:, None]
         y, target = y * gain, target * gain
-        spectral = mel = y.new_zeros(())
-        for n_fft, hop in RESOLUTIONS:
-            (yc, ym), (tc, tm) = compressed(y, n_fft, hop), compressed(target, n_fft, hop)
-            spectral = spectral + self.complex_share * (yc - tc).square().sum(-1).mean() + (1 - self.complex_share) * (ym - tm).square().mean()
-        for n in MEL_SIZES:
-            mel = mel + (self._log_mel(y, n) - self._log_mel(target, n)).abs().mean() / len(MEL_SIZES)
+        spectral = mel = unlike = y.new_zeros(())
+        for n in SIZES:
+            py, pt = self._power(y, n), self._power(target, n)
+            spectral = spectral + ((py + 1e-9) ** 0.15 - (pt + 1e-9) ** 0.15).square().mean() / len(SIZES)
+            ly, lt = ((((p + 1e-10).sqrt() @ getattr(self, f"bank{n}")) + 1e-4).log() for p in (py, pt))
+            mel = mel + (ly - lt).abs().mean() / len(SIZES)
+            if n == SIZES[0] and self.envelopes:
+                unlike = self._unlike(py, pt)
         loud = (self.loudness(y, target) * speaks).sum() / speaks.sum().clamp_min(1)
-        total = 20 * spectral / len(RESOLUTIONS) + self.mel * mel + self.perceptual * loud
-        return total, {"spectral": spectral.item(), "mel": mel.item(), "loudness": loud.item()}
+        total = 20 * spectral + self.mel * mel + self.perceptual * loud + self.envelopes * unlike
+        return total, {"spectral": spectral.item(), "mel": mel.item(), "loudness": loud.item(), "unlike": unlike.item()}
+
+
+def pitch_loss(told: Tensor, heard: Tensor) -> tuple[Tensor, float]:
+    """told, heard: [B, hops] Hz, 0 where there is no voice → (mean error in octaves, share of hops of voice that are more than a semitone off)."""
+    voiced = heard > 0
+    off = (told.log2() - heard.clamp_min(1).log2()).abs()[voiced]
+    return off.sum() / max(1, len(off)), float((off.detach() > 1 / 12).float().mean()) if len(off) else 0.0
+
+
+def hearing_loss(heard: Tensor, pitch: Tensor) -> Tensor:
+    """Cross-entropy of the encoder's ear, [B, frames, 2, 96] log-probabilities, on hops of voice. pitch: [B, hops] Hz, 0 where there is none."""
+    heard = heard.flatten(1, 2)[:, : pitch.shape[1]]
+    grid = lag_octaves().to(pitch.device)
+    near = (-0.5 * ((pitch.clamp_min(1).log2()[..., None] - grid) / (grid[1] - grid[0])).square()).exp()
+    voiced = pitch > 0
+    return -(heard * near / near.sum(-1, keepdim=True).clamp_min(1e-3)).sum(-1)[voiced].sum() / voiced.sum().clamp_min(1)
 
 
 def semantic_loss(told: Tensor, features: Tensor, known: Tensor, lag: int) -> tuple[Tensor, Tensor]:

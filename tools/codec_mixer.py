@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from .mixer import Mixer, Rng
+from .pitch import pitch
 from .teach import DIM, FRAME, Teacher
 
 Spans = list[list[list[tuple[int, int]]]]  # [group][speaker][clip] → (start, samples)
 
 
 class CodecMixer(Mixer):
-    """`batch(i)` → mixtures and targets [batch, samples] float32, features [batch, frames, 64] float16, known [batch, frames] bool.
+    """`batch(i)` → mixtures and targets [batch, samples] float32, features [batch, frames, 64] float16, known [batch, frames] bool,
+    pitch [batch, hops] float32 Hz, 0 where there is no voice.
 
     Speech begins on frames here, so that the teacher's features fit exactly.
     """
@@ -57,13 +59,12 @@ class CodecMixer(Mixer):
         self._heard.append((features, known))
         return x
 
-    def taught_batch(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def taught_batch(self, i: int) -> tuple[np.ndarray, ...]:
         rng = np.random.default_rng([self.seed, i])
         rows = []
         for _ in range(self.size):
             self._heard.clear()
             mix, target = self.pair(rng)
             features, known = self._heard[0]  # the first talker drawn is the one to be understood; others are babble
-            rows.append((mix, target, features, known & bool(np.any(target))))
-        mix, target, features, known = (np.stack(column) for column in zip(*rows, strict=True))
-        return mix, target, features, known
+            rows.append((mix, target, features, known & bool(np.any(target)), pitch(target)))
+        return tuple(np.stack(column) for column in zip(*rows, strict=True))

@@ -20,11 +20,14 @@ class CodecData(Data):
 class CodecTrain(Train):
     lr: float = 1e-3
     degraded_decoded: float = 0.25  # share of the degraded examples that are decoded too, not only encoded
-    complex_share: float = 0.3
     mel: float = 1.0
-    perceptual: float = 0.1
-    semantic: float = 1.0
-    commitment: float = 0.25
+    perceptual: float = 0.3
+    envelopes: float = 0.5
+    pitch: float = 2.0
+    hearing: float = 0.2  # the encoder's own guess of the pitch
+    correlation: float = 0.1
+    semantic: float = 0.5
+    commitment: float = 0.02
     teacher_lag_frames: int = 1
     full_layers: float = 0.5  # share of examples that use all acoustic layers; the others use fewer
     semantic_dropout: float = 0.1

@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 from voicewire.engines.codec_hold import source_frames
 from voicewire.engines.config import CORE_BINS
 from voicewire.engines.net.codec import Codec
+from voicewire.engines.net.codec_quantise import correlation
 from voicewire.engines.net.spectrum import istft, stft
 
-from .codec_losses import CodecLoss, semantic_loss
+from .codec_losses import CodecLoss, hearing_loss, pitch_loss, semantic_loss
 from .codec_mixer import CodecMixer
 from .codec_recipe import CodecRecipe, CodecTrain, load
 from .discriminator import Discriminator
@@ -33,7 +34,7 @@ from .teach import Teacher
 
 HOP = 160
 HOLD_CAP_FRAMES = 8
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Batch = tuple[np.ndarray, ...]
 
 
 class Batches(Dataset[Batch]):
@@ -81,7 +82,7 @@ class Objective:
 
     def __init__(self, t: CodecTrain, layers: int, device: str, seed: int) -> None:
         self.t, self.layers, self.device = t, layers, device
-        self.sound = CodecLoss(t.complex_share, t.mel, t.perceptual).to(device)
+        self.sound = CodecLoss(t.mel, t.perceptual, t.envelopes).to(device)
         self.rng = np.random.default_rng(seed)
 
     def _held(self, z: Tensor) -> Tensor | None:
@@ -91,18 +92,20 @@ class Objective:
         threshold = self.rng.uniform(0.7, 1.0)
         return torch.from_numpy(np.stack([source_frames(v, threshold, HOLD_CAP_FRAMES) for v in z.detach().float().cpu().numpy()])).to(z.device)
 
-    def __call__(self, model: Codec, mix: Tensor, target: Tensor, features: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
+    def __call__(
+        self, model: Codec, mix: Tensor, target: Tensor, features: Tensor, known: Tensor, pitch: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
         """→ (loss, made [n, samples], real [n, samples], tokens, parts)"""
         t, b = self.t, len(target)
         x = torch.cat([target, mix])
         decoded = b + round(t.degraded_decoded * b)
         with bf16(self.device):
-            acoustic, semantic, gate = model.encoder.features(stft(x, HOP)[:, :, :CORE_BINS])
+            acoustic, semantic, gate, ear = model.encoder.features(stft(x, HOP)[:, :, :CORE_BINS])
         acoustic, semantic = acoustic.float(), semantic.float()
         full = self.rng.random(2 * b) < t.full_layers
         keep = torch.from_numpy(np.where(full, self.layers, self.rng.integers(0, self.layers + 1, 2 * b))).to(x.device)
         s, s_index, s_commit, z = model.encoder.semantic_vq.train_step(semantic, torch.ones_like(keep))
-        a, a_index, a_commit, _ = model.encoder.acoustic_vq.train_step(acoustic, keep)
+        a, a_index, a_commit, za = model.encoder.acoustic_vq.train_step(acoustic, keep)
         features, known = features.float().repeat(2, 1, 1), known.repeat(2, 1)
         frames = features.shape[1]
         told = model.teach(s)[:, :frames]
@@ -115,12 +118,14 @@ class Objective:
         if held is not None:
             v = v.gather(1, held[..., None].expand_as(v))
         with bf16(self.device):
-            spec = model.decoder(v)
+            spec, hz = model.decoder.spectrum_and_pitch(v)
         made, real = waveform(spec.float(), x.shape[1]), x[:decoded]
         loss, parts = self.sound(made, real)
-        loss = loss + t.semantic * (clean_loss + noisy_loss) / 2 + t.commitment * (s_commit + a_commit)
+        off, wrong = pitch_loss(hz[:b, : pitch.shape[1]], pitch)
+        heard, same = hearing_loss(ear[:b], pitch), correlation(za)
+        loss = loss + t.pitch * off + t.hearing * heard + t.correlation * same + t.semantic * (clean_loss + noisy_loss) / 2 + t.commitment * (s_commit + a_commit)
         parts |= {
-            "cosine": clean_cosine.item(), "cosine_noisy": noisy_cosine.item(), "gate": gate[:b].float().mean().item(),
+            "cosine": clean_cosine.item(), "cosine_noisy": noisy_cosine.item(), "pitch": off.item(), "pitch_wrong": wrong, "hearing": heard.item(), "correlation": same.item(), "gate": gate[:b].float().mean().item(),
             "gate_noisy": gate[b:].float().mean().item(), "commit_s": s_commit.item(), "commit_a": a_commit.item(),
         }  # fmt: skip
         return loss, made, real, torch.cat([s_index, a_index], -1), parts
@@ -156,9 +161,9 @@ class Run(TimedRun):
     def one_step(self, objective: Objective, batch: list[Tensor]) -> tuple[dict[str, float], Tensor]:
         """Forward, backward, update, average → (numbers for the log, tokens)."""
         t = self.recipe.train
-        mix, target, features, known = (z.to(self.device, non_blocking=True) for z in batch)
+        mix, target, features, known, pitch = (z.to(self.device, non_blocking=True) for z in batch)
         self.model.train()
-        loss, made, real, tokens, parts = objective(self.model, mix, target, features, known)
+        loss, made, real, tokens, parts = objective(self.model, mix, target, features, known, pitch)
         if t.adversarial and self.step >= t.adversarial_from_step:
             gain = (0.05 / (real.square().mean(1, keepdim=True) + 1e-8).sqrt()).clamp_max(100.0)
             extra, more = self._adversarial(made, real, gain)
@@ -185,7 +190,7 @@ class Run(TimedRun):
             self.optimiser.param_groups[0]["lr"], self.judge_optimiser.param_groups[0]["lr"] = lr, lr / 3
             numbers, tokens = self.one_step(objective, batch)
             usage.add(tokens)
-            self.log(numbers | {"lr": lr}, lambda row: f"loss {row['loss']:.3f} mel {row['mel']:.3f} cosine {row['cosine']:.2f}", usage.take)
+            self.log(numbers | {"lr": lr}, lambda row: f"loss {row['loss']:.3f} mel {row['mel']:.3f} pitch {row['pitch']:.3f} cosine {row['cosine']:.2f}", usage.take)
 
 
 def main() -> int:

@@ -11,6 +11,8 @@ Phases are kept relative to the middle of the window, where they change slowly f
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +22,9 @@ from .bands import FreqConv
 from .causal import Causal, State, scoped, within
 from .codec_blocks import Stack
 from .codec_quantise import Quantiser
+from .codec_source import HIGHEST_HZ, LAGS, LOWEST_HZ, PitchEar, Source
 from .level import Level
-from .model import POWER, compress
+from .model import POWER, complex_mul, compress
 
 BANDS = CORE_BINS // 8
 LEVEL_FLOOR = 1e-5  # about -78 dB re full scale: what is below is not brought up
@@ -51,7 +54,7 @@ class Gate(nn.Module):
 class Encoder(Causal):
     """x: [B, hops, 160, 2] float32 spectrum (hops even) → tokens [B, frames, 1 + layers] int64, semantic first.
 
-    `features` gives what the quantisers see: acoustic and semantic vectors [B, frames, dim], and the gate.
+    `features` gives what the quantisers see: acoustic and semantic vectors [B, frames, dim]; the gate; log-probabilities of the pitch [B, frames, 2, 96].
     """
 
     step_size = HOPS_PER_FRAME
@@ -63,6 +66,7 @@ class Encoder(Causal):
         self.level = Level(HOPS_PER_FRAME)
         self.head = nn.Sequential(FreqConv(2 * HOPS_PER_FRAME * 3, c, 8, 4), FreqConv(c, 2 * c, 4, 2))
         self.to_dim, self.from_level = nn.Linear(2 * c * BANDS, d), nn.Linear(HOPS_PER_FRAME, d)
+        self.ear, self.from_pitch = PitchEar(), nn.Linear(HOPS_PER_FRAME * LAGS, d)
         self.acoustic = Stack(d, cfg.kernel, cfg.acoustic_blocks)
         self.semantic = Stack(d, cfg.kernel, cfg.semantic_blocks)
         self.gate = Gate(d)
@@ -87,25 +91,27 @@ class Encoder(Causal):
         f = f.permute(0, 1, 2, 4, 3).reshape(b, hops // HOPS_PER_FRAME, -1, CORE_BINS)
         return f, (level.log() / 2 + 3).view(b, -1, HOPS_PER_FRAME)
 
-    def _analyse(self, f: Tensor, loud: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, frames, 12, 160] → what is common [B, frames, dim], and the same knowing the loudness."""
+    def _analyse(self, f: Tensor, loud: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, frames, 12, 160] → what is common [B, frames, dim], the same knowing loudness and pitch, and log-probabilities of the pitch."""
         b, t = f.shape[:2]
         c: Tensor = self.to_dim(self.head(f.flatten(0, 1)).flatten(1)).view(b, t, -1)
-        return c, c + self.from_level(loud)
+        hops = f.view(b, t, 2 * HOPS_PER_FRAME, 3, CORE_BINS)[:, :, :, :2].transpose(-1, -2)
+        pitch = self.ear(hops)
+        return c, c + self.from_level(loud) + self.from_pitch(pitch.exp().flatten(2)), pitch
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.no_grad():
             level = self.level(x.square().sum(-1).mean(-1))
         f, loud = self._features(x, level)
         past = torch.cat([torch.zeros_like(f[:, :1]), f[:, :-1]], 1)
-        common, shallow = self._analyse(torch.cat([past, f], 2), loud)
+        common, shallow, pitch = self._analyse(torch.cat([past, f], 2), loud)
         fused, gate = self.gate(self.semantic(common), shallow)
-        return self.acoustic(shallow), fused, gate
+        return self.acoustic(shallow), fused, gate, pitch
 
     def features_step(self, x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         level, level_state = self.level.step(x.square().sum(-1).mean(-1), within("level", state))
         f, loud = self._features(x, level)
-        common, shallow = self._analyse(torch.cat([state["past"][:, None], f], 2), loud)
+        common, shallow, _ = self._analyse(torch.cat([state["past"][:, None], f], 2), loud)
         acoustic, a = self.acoustic.step(shallow, within("acoustic", state))
         deep, s = self.semantic.step(common, within("semantic", state))
         new = {**scoped("level", level_state), "past": f[:, 0], **scoped("acoustic", a), **scoped("semantic", s)}
@@ -118,7 +124,7 @@ class Encoder(Causal):
         return torch.cat([self.semantic_vq.encode(z), a], -1), z
 
     def forward(self, x: Tensor) -> Tensor:
-        acoustic, semantic, _ = self.features(x)
+        acoustic, semantic, _, _ = self.features(x)
         return self.tokens(acoustic, semantic)[0]
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -127,7 +133,10 @@ class Encoder(Causal):
 
 
 class Decoder(Causal):
-    """Two vectors a frame, as the quantisers give them out, [B, frames, 2 dim] → [B, hops, 160, 2] spectrum."""
+    """Two vectors a frame, as the quantisers give them out, [B, frames, 2 dim] → [B, hops, 160, 2] spectrum.
+
+    From every vector: the pitch of its two hops, and two filters a hop, one for pulses at that pitch (size and phase) and one for noise (size).
+    """
 
     def __init__(self, cfg: CodecConfig) -> None:
         super().__init__()
@@ -136,32 +145,49 @@ class Decoder(Causal):
         self.inp = nn.Linear(2 * cfg.dim, cfg.dim)
         self.stack = Stack(cfg.dim, cfg.kernel, cfg.decoder_blocks)
         self.norm = nn.LayerNorm(cfg.dim)
+        self.pitch = nn.Linear(cfg.dim, HOPS_PER_FRAME)
+        self.source = Source()
         self.from_dim = nn.Linear(cfg.dim, 2 * c * BANDS)
         self.up = nn.Sequential(nn.SiLU(), nn.ConvTranspose1d(2 * c, c, 4, 2, 1), FreqConv(c, c))
-        self.tail = nn.ConvTranspose1d(c, HOPS_PER_FRAME * 3, 8, 4, 2)
+        self.tail = nn.ConvTranspose1d(c, HOPS_PER_FRAME * 4, 8, 4, 2)
         with torch.no_grad():
             assert self.tail.bias is not None
             self.tail.bias.zero_()
-            self.tail.bias[0::3] = -2.5  # log of a quiet compressed magnitude
+            self.tail.bias[0::4] = self.tail.bias[3::4] = -1.5  # log of a quiet compressed magnitude
 
     def init_state(self, batch: int) -> State:
-        return self.stack.init_state(batch)
+        return self.stack.init_state(batch) | scoped("source", self.source.init_state(batch))
 
-    def _synthesise(self, h: Tensor) -> Tensor:
+    def _told(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, dim] → pitch [B, hops] Hz, filters for the pulses [B, hops, 160, 2] and for the noise [B, hops, 160, 1]."""
         b, t, _ = h.shape
-        u = self.from_dim(self.norm(h)).view(b * t, 2 * self.channels, BANDS)
-        o = self.tail(self.up(u)).float().view(b, t, HOPS_PER_FRAME, 3, CORE_BINS).permute(0, 1, 2, 4, 3)
-        o = o.reshape(b, t * HOPS_PER_FRAME, CORE_BINS, 3)
-        size = o[..., :1].clamp(-12.0, 1.5)
-        phase = o[..., 1:] * (o[..., 1:].square().sum(-1, keepdim=True) + 1e-6).rsqrt()
-        return centred((size / POWER).exp() * phase)
+        h = self.norm(h)
+        hz = LOWEST_HZ * (math.log(HIGHEST_HZ / LOWEST_HZ) * torch.sigmoid(self.pitch(h).float())).exp()
+        u = self.from_dim(h).view(b * t, 2 * self.channels, BANDS)
+        o = self.tail(self.up(u)).float().view(b, t, HOPS_PER_FRAME, 4, CORE_BINS).permute(0, 1, 2, 4, 3)
+        o = o.reshape(b, t * HOPS_PER_FRAME, CORE_BINS, 4)
+        size = (o[..., 0::3].clamp(-4.0, 1.5) / POWER).exp()
+        turn = torch.stack([1 + o[..., 1], o[..., 2]], -1)
+        turn = turn * (turn.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+        return hz.view(b, -1), size[..., :1] * turn, size[..., 1:]
+
+    def _shaped(self, source: Tensor, voice: Tensor, noise: Tensor) -> Tensor:
+        return centred(complex_mul(voice, source[:, :, 0]) + noise * source[:, :, 1])
+
+    def spectrum_and_pitch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward`, and the pitch [B, hops] in Hz, with a gradient."""
+        hz, voice, noise = self._told(self.stack(self.inp(x)))
+        return self._shaped(self.source(hz), voice, noise), hz
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._synthesise(self.stack(self.inp(x)))
+        return self.spectrum_and_pitch(x)[0]
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        h, new = self.stack.step(self.inp(x), state)
-        return self._synthesise(h), new
+        h, new = self.stack.step(self.inp(x), {k: v for k, v in state.items() if not k.startswith("source.")})
+        hz, voice, noise = self._told(h)
+        source, s = self.source.step(hz, within("source", state))
+        new |= scoped("source", s)
+        return self._shaped(source, voice, noise), {k: new[k] for k in state}
 
 
 class Codec(Causal):

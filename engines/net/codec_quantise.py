@@ -124,3 +124,11 @@ class Quantiser(nn.Module):
         some = (keep > 0)[:, None, None].to(z.dtype)
         y: Tensor = self.widen((z + (q - z).detach()) * some)
         return y, torch.stack(index, -1), loss, z
+
+
+def correlation(z: Tensor) -> Tensor:
+    """How much the numbers of z: [B, T, code_dim] of `project` tell of each other (VICReg, Bardes et al. 2022): mean over them of the sum of squared
+    correlations with the others. Left alone most of them tell the loudness again, and the bits of the later layers are spent on nothing."""
+    z = z.flatten(0, 1)
+    c = z.t() @ z / len(z)
+    return (c - c.diag().diag()).square().sum() / len(c)
