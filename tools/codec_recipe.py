@@ -19,7 +19,8 @@ class CodecData(Data):
 @dataclass(frozen=True)
 class CodecTrain(Train):
     lr: float = 1e-3
-    degraded_decoded: float = 0.25  # share of the degraded examples that are decoded too, not only encoded
+    degraded: float = 0.5  # share of the examples that are also encoded degraded
+    degraded_decoded: float = 0.0  # share of those that are decoded too, to what was heard
     mel: float = 1.0
     perceptual: float = 0.3
     envelopes: float = 0.5

@@ -5,7 +5,7 @@
     python -m voicewire.engines.codec_export runs/codec/last.pt --out weights
 
 Runs on one CPU core or on CUDA from the same kind of recipe. Every clean example is encoded and decoded; every degraded one is encoded, so that
-its semantic tokens tell the same words, and some are decoded to what was heard. Leaves RUN/last.pt, RUN/step-N.pt and RUN/log.jsonl like tools.train.
+its semantic tokens tell the same words, and some may be decoded to what was heard. Leaves RUN/last.pt, RUN/step-N.pt and RUN/log.jsonl like tools.train.
 """
 
 from __future__ import annotations
@@ -97,21 +97,23 @@ class Objective:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
         """→ (loss, made [n, samples], real [n, samples], tokens, parts)"""
         t, b = self.t, len(target)
+        mix = mix[: round(t.degraded * b)]
+        n = b + len(mix)
         x = torch.cat([target, mix])
-        decoded = b + round(t.degraded_decoded * b)
+        decoded = b + round(t.degraded_decoded * len(mix))
         with bf16(self.device):
             acoustic, semantic, gate, ear = model.encoder.features(stft(x, HOP)[:, :, :CORE_BINS])
         acoustic, semantic = acoustic.float(), semantic.float()
-        full = self.rng.random(2 * b) < t.full_layers
-        keep = torch.from_numpy(np.where(full, self.layers, self.rng.integers(0, self.layers + 1, 2 * b))).to(x.device)
+        full = self.rng.random(n) < t.full_layers
+        keep = torch.from_numpy(np.where(full, self.layers, self.rng.integers(0, self.layers + 1, n))).to(x.device)
         s, s_index, s_commit, z = model.encoder.semantic_vq.train_step(semantic, torch.ones_like(keep))
         a, a_index, a_commit, za = model.encoder.acoustic_vq.train_step(acoustic, keep)
-        features, known = features.float().repeat(2, 1, 1), known.repeat(2, 1)
+        features, known = (torch.cat([z, z[: len(mix)]]) for z in (features.float(), known))
         frames = features.shape[1]
         told = model.teach(s)[:, :frames]
         clean_loss, clean_cosine = semantic_loss(told[:b], features[:b], known[:b], t.teacher_lag_frames)
         noisy_loss, noisy_cosine = semantic_loss(told[b:], features[b:], known[b:], t.teacher_lag_frames)
-        drop = torch.from_numpy(self.rng.random(2 * b) < t.semantic_dropout).to(x.device)
+        drop = torch.from_numpy(self.rng.random(n) < t.semantic_dropout).to(x.device)
         s = torch.where(drop[:, None, None], model.encoder.semantic_vq.widen.bias, s)
         v = torch.cat([s, a], -1)[:decoded]
         held = self._held(z[:decoded])
@@ -123,10 +125,12 @@ class Objective:
         loss, parts = self.sound(made, real)
         off, wrong = pitch_loss(hz[:b, : pitch.shape[1]], pitch)
         heard, same = hearing_loss(ear[:b], pitch), correlation(za)
-        loss = loss + t.pitch * off + t.hearing * heard + t.correlation * same + t.semantic * (clean_loss + noisy_loss) / 2 + t.commitment * (s_commit + a_commit)
+        loss = loss + t.pitch * off + t.hearing * heard + t.correlation * same
+        loss = loss + t.semantic * (clean_loss + noisy_loss) / 2 + t.commitment * (s_commit + a_commit)
         parts |= {
-            "cosine": clean_cosine.item(), "cosine_noisy": noisy_cosine.item(), "pitch": off.item(), "pitch_wrong": wrong, "hearing": heard.item(), "correlation": same.item(), "gate": gate[:b].float().mean().item(),
-            "gate_noisy": gate[b:].float().mean().item(), "commit_s": s_commit.item(), "commit_a": a_commit.item(),
+            "cosine": clean_cosine.item(), "cosine_noisy": noisy_cosine.item(), "pitch": off.item(), "pitch_wrong": wrong, "hearing": heard.item(),
+            "correlation": same.item(), "gate": gate[:b].float().mean().item(), "gate_noisy": gate[b:].float().mean().item(),
+            "commit_s": s_commit.item(), "commit_a": a_commit.item(),
         }  # fmt: skip
         return loss, made, real, torch.cat([s_index, a_index], -1), parts
 
@@ -190,7 +194,7 @@ class Run(TimedRun):
             self.optimiser.param_groups[0]["lr"], self.judge_optimiser.param_groups[0]["lr"] = lr, lr / 3
             numbers, tokens = self.one_step(objective, batch)
             usage.add(tokens)
-            self.log(numbers | {"lr": lr}, lambda row: f"loss {row['loss']:.3f} mel {row['mel']:.3f} pitch {row['pitch']:.3f} cosine {row['cosine']:.2f}", usage.take)
+            self.log(numbers | {"lr": lr}, lambda row: f"loss {row['loss']:.3f} mel {row['mel']:.3f} cosine {row['cosine']:.2f}", usage.take)
 
 
 def main() -> int:

@@ -18,6 +18,8 @@ LOWEST_HZ, HIGHEST_HZ = 55, 420
 PULSES = 4  # on either side of the middle: 10 ms at 420 Hz
 NOISE_HOPS = 400  # the noise repeats after 4 s
 BIN_HZ = 50.0
+PARTS = 256  # of a Hz, in which the pitch is counted
+CYCLE = PARTS * HOPS_PER_SECOND
 
 
 def pulses(hz: Tensor, phase: Tensor) -> Tensor:
@@ -44,7 +46,8 @@ def white_noise() -> Tensor:
 class Source(Causal):
     """hz: [B, hops] float32 pitch (hops even) → pulses and noise [B, hops, 2, 160, 2].
 
-    State: `phase` [B, 1] cycles at the middle of the last hop, `hop` [B, 1] int64 place in the noise. No gradient reaches the pitch from here.
+    State: `turns` [B, 1] int64, parts of Hz summed up over hops, modulo one cycle at the middle of the last hop: whole numbers, so that long streams and
+    different machines do not drift apart; `hop` [B, 1] int64 place in the noise. No gradient reaches the pitch from here.
     """
 
     step_size = HOPS_PER_FRAME
@@ -55,26 +58,26 @@ class Source(Causal):
         self.table: Tensor
 
     def init_state(self, batch: int) -> State:
-        return {"phase": torch.zeros(batch, 1), "hop": torch.zeros(batch, 1, dtype=torch.int64)}
+        return {"turns": torch.zeros(batch, 1, dtype=torch.int64), "hop": torch.zeros(batch, 1, dtype=torch.int64)}
 
-    def _made(self, hz: Tensor, phase: Tensor, place: Tensor) -> Tensor:
-        return torch.stack([pulses(hz, phase), self.table[place]], 2)
+    def _made(self, speed: Tensor, turns: Tensor, place: Tensor) -> Tensor:
+        return torch.stack([pulses(speed / PARTS, turns / CYCLE), self.table[place]], 2)
 
     @torch.no_grad()
     def forward(self, hz: Tensor) -> Tensor:
         b, n = hz.shape
-        phase = (hz.double() / HOPS_PER_SECOND).cumsum(1) % 1.0
+        speed = (hz * PARTS).round().long()
         first = torch.randint(NOISE_HOPS, (b, 1), device=hz.device) if self.training else torch.zeros(b, 1, dtype=torch.int64, device=hz.device)
-        return self._made(hz, phase.to(hz.dtype), (first + torch.arange(n, device=hz.device)) % NOISE_HOPS)
+        return self._made(speed, speed.cumsum(1) % CYCLE, (first + torch.arange(n, device=hz.device)) % NOISE_HOPS)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        turns = x / HOPS_PER_SECOND
-        first = (state["phase"] + turns[:, :1]) % 1.0
-        second = (first + turns[:, 1:]) % 1.0
+        speed = (x * PARTS).round().long()
+        first = (state["turns"] + speed[:, :1]) % CYCLE
+        second = (first + speed[:, 1:]) % CYCLE
         place = state["hop"] + torch.arange(HOPS_PER_FRAME, device=x.device)
-        y = self._made(x, torch.cat([first, second], 1), place % NOISE_HOPS)
-        return y, {"phase": second, "hop": (state["hop"] + HOPS_PER_FRAME) % NOISE_HOPS}
+        y = self._made(speed, torch.cat([first, second], 1), place % NOISE_HOPS)
+        return y, {"turns": second, "hop": (state["hop"] + HOPS_PER_FRAME) % NOISE_HOPS}
 
 
 LAGS = 96
