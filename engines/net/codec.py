@@ -22,11 +22,12 @@ from .bands import FreqConv
 from .causal import Causal, State, scoped, within
 from .codec_blocks import Stack
 from .codec_quantise import Quantiser
-from .codec_source import HIGHEST_HZ, LAGS, LOWEST_HZ, PitchEar, Source
+from .codec_source import HIGHEST_HZ, LAGS, LOWEST_HZ, PitchEar, Source, most_likely
 from .level import Level
 from .model import POWER, complex_mul, compress
 
 BANDS = CORE_BINS // 8
+PITCH_FINE = 6.0  # an octave in the code, where other numbers vary by one: pitch is coded to about a third of a semitone
 LEVEL_FLOOR = 1e-5  # about -78 dB re full scale: what is below is not brought up
 
 
@@ -54,7 +55,8 @@ class Gate(nn.Module):
 class Encoder(Causal):
     """x: [B, hops, 160, 2] float32 spectrum (hops even) → tokens [B, frames, 1 + layers] int64, semantic first.
 
-    `features` gives what the quantisers see: acoustic and semantic vectors [B, frames, dim]; the gate; log-probabilities of the pitch [B, frames, 2, 96].
+    `features` gives what the quantisers see, acoustic vectors with the pitch at the end [B, frames, dim + 1] and semantic ones [B, frames, dim]; the
+    gate; and log-probabilities of the pitch [B, frames, 2, 96].
     """
 
     step_size = HOPS_PER_FRAME
@@ -71,7 +73,7 @@ class Encoder(Causal):
         self.semantic = Stack(d, cfg.kernel, cfg.semantic_blocks)
         self.gate = Gate(d)
         self.semantic_vq = Quantiser(d, cfg.code_dim, cfg.codes, 1)
-        self.acoustic_vq = Quantiser(d, cfg.code_dim, cfg.codes, cfg.layers)
+        self.acoustic_vq = Quantiser(d, cfg.code_dim, cfg.codes, cfg.layers, told=1)
 
     def init_state(self, batch: int) -> State:
         return {
@@ -99,6 +101,9 @@ class Encoder(Causal):
         pitch = self.ear(hops)
         return c, c + self.from_level(loud) + self.from_pitch(pitch.exp().flatten(2)), pitch
 
+    def _with_pitch(self, acoustic: Tensor, pitch: Tensor) -> Tensor:
+        return torch.cat([acoustic.float(), PITCH_FINE * most_likely(pitch.detach())], -1)
+
     def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.no_grad():
             level = self.level(x.square().sum(-1).mean(-1))
@@ -106,16 +111,16 @@ class Encoder(Causal):
         past = torch.cat([torch.zeros_like(f[:, :1]), f[:, :-1]], 1)
         common, shallow, pitch = self._analyse(torch.cat([past, f], 2), loud)
         fused, gate = self.gate(self.semantic(common), shallow)
-        return self.acoustic(shallow), fused, gate, pitch
+        return self._with_pitch(self.acoustic(shallow), pitch), fused, gate, pitch
 
     def features_step(self, x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         level, level_state = self.level.step(x.square().sum(-1).mean(-1), within("level", state))
         f, loud = self._features(x, level)
-        common, shallow, _ = self._analyse(torch.cat([state["past"][:, None], f], 2), loud)
+        common, shallow, pitch = self._analyse(torch.cat([state["past"][:, None], f], 2), loud)
         acoustic, a = self.acoustic.step(shallow, within("acoustic", state))
         deep, s = self.semantic.step(common, within("semantic", state))
         new = {**scoped("level", level_state), "past": f[:, 0], **scoped("acoustic", a), **scoped("semantic", s)}
-        return acoustic, self.gate(deep, shallow)[0], {k: new[k] for k in state}
+        return self._with_pitch(acoustic, pitch), self.gate(deep, shallow)[0], {k: new[k] for k in state}
 
     def tokens(self, acoustic: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
         """→ (tokens [B, frames, 1 + layers], what the semantic search was given [B, frames, code_dim])."""
@@ -145,7 +150,7 @@ class Decoder(Causal):
         self.inp = nn.Linear(2 * cfg.dim, cfg.dim)
         self.stack = Stack(cfg.dim, cfg.kernel, cfg.decoder_blocks)
         self.norm = nn.LayerNorm(cfg.dim)
-        self.pitch = nn.Linear(cfg.dim, HOPS_PER_FRAME)
+        self.pitch, self.pitch_now = nn.Linear(cfg.dim, HOPS_PER_FRAME), nn.Linear(2 * cfg.dim, HOPS_PER_FRAME)
         self.source = Source()
         self.from_dim = nn.Linear(cfg.dim, 2 * c * BANDS)
         self.up = nn.Sequential(nn.SiLU(), nn.ConvTranspose1d(2 * c, c, 4, 2, 1), FreqConv(c, c))
@@ -158,11 +163,11 @@ class Decoder(Causal):
     def init_state(self, batch: int) -> State:
         return self.stack.init_state(batch) | scoped("source", self.source.init_state(batch))
 
-    def _told(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, dim] → pitch [B, hops] Hz, filters for the pulses [B, hops, 160, 2] and for the noise [B, hops, 160, 1]."""
+    def _told(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, dim] behind the stack, [B, T, 2 dim] before it → pitch [B, hops] Hz, filters of pulses [B, hops, 160, 2], of noise [B, hops, 160, 1]."""
         b, t, _ = h.shape
         h = self.norm(h)
-        hz = LOWEST_HZ * (math.log(HIGHEST_HZ / LOWEST_HZ) * torch.sigmoid(self.pitch(h).float())).exp()
+        hz = LOWEST_HZ * (math.log(HIGHEST_HZ / LOWEST_HZ) * torch.sigmoid((self.pitch(h) + self.pitch_now(x)).float())).exp()
         u = self.from_dim(h).view(b * t, 2 * self.channels, BANDS)
         o = self.tail(self.up(u)).float().view(b, t, HOPS_PER_FRAME, 4, CORE_BINS).permute(0, 1, 2, 4, 3)
         o = o.reshape(b, t * HOPS_PER_FRAME, CORE_BINS, 4)
@@ -176,7 +181,7 @@ class Decoder(Causal):
 
     def spectrum_and_pitch(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`forward`, and the pitch [B, hops] in Hz, with a gradient."""
-        hz, voice, noise = self._told(self.stack(self.inp(x)))
+        hz, voice, noise = self._told(self.stack(self.inp(x)), x)
         return self._shaped(self.source(hz), voice, noise), hz
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,7 +189,7 @@ class Decoder(Causal):
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         h, new = self.stack.step(self.inp(x), {k: v for k, v in state.items() if not k.startswith("source.")})
-        hz, voice, noise = self._told(h)
+        hz, voice, noise = self._told(h, x)
         source, s = self.source.step(hz, within("source", state))
         new |= scoped("source", s)
         return self._shaped(source, voice, noise), {k: new[k] for k in state}

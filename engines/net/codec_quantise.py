@@ -69,24 +69,26 @@ class Codebook(nn.Module):
 class Quantiser(nn.Module):
     """Residual codebooks between a narrowing and a widening linear layer.
 
-    x: [B, T, dim] → index [B, T, layers]; index → [B, T, dim]. What leaves `decode` depends on the indices alone.
+    x: [B, T, dim + told] → index [B, T, layers]; index → [B, T, dim]. What leaves `decode` depends on the indices alone.
+    told: numbers at the end of x that are coded as they are, as finely as they are large.
     """
 
-    def __init__(self, dim: int, code_dim: int, codes: int, layers: int) -> None:
+    def __init__(self, dim: int, code_dim: int, codes: int, layers: int, told: int = 0) -> None:
         super().__init__()
+        self.dim = dim
         self.norm = nn.LayerNorm(dim)
-        self.narrow, self.widen = nn.Linear(dim, code_dim), nn.Linear(code_dim, dim)
+        self.narrow, self.widen = nn.Linear(dim, code_dim), nn.Linear(code_dim + told, dim)
         # every number varies by one: else the commitment shrinks them all away under codes that stay behind
         self.spread = nn.BatchNorm1d(code_dim, affine=False)
-        self.books = nn.ModuleList(Codebook(codes, code_dim) for _ in range(layers))
+        self.books = nn.ModuleList(Codebook(codes, code_dim + told) for _ in range(layers))
 
     def _books(self) -> list[Codebook]:
         return [cast(Codebook, b) for b in self.books]
 
     def project(self, x: Tensor) -> Tensor:
-        """What is searched for: [B, T, dim] → [B, T, code_dim]."""
-        z: Tensor = self.spread(self.narrow(self.norm(x).float()).transpose(1, 2)).transpose(1, 2)
-        return z
+        """What is searched for: [B, T, dim + told] → [B, T, code_dim + told]."""
+        z: Tensor = self.spread(self.narrow(self.norm(x[..., : self.dim]).float()).transpose(1, 2)).transpose(1, 2)
+        return torch.cat([z, x[..., self.dim :]], -1)
 
     def encode(self, z: Tensor) -> Tensor:
         """[B, T, code_dim] of `project` → [B, T, layers] int64."""

@@ -18,7 +18,7 @@ LOWEST_HZ, HIGHEST_HZ = 55, 420
 PULSES = 4  # on either side of the middle: 10 ms at 420 Hz
 NOISE_HOPS = 400  # the noise repeats after 4 s
 BIN_HZ = 50.0
-PARTS = 256  # of a Hz, in which the pitch is counted
+PARTS = 4096  # of a Hz, in which the pitch is counted
 CYCLE = PARTS * HOPS_PER_SECOND
 
 
@@ -130,3 +130,9 @@ class PitchEar(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.weigh(self.salience(x)).float()
         return y.view(*x.shape[:2], HOPS_PER_FRAME, LAGS).log_softmax(-1)
+
+
+def most_likely(pitch: Tensor) -> Tensor:
+    """[B, T, 2, 96] log-probabilities of `PitchEar` → [B, T, 1] pitch in octaves about their middle: the mean of what is nearly as likely as the best."""
+    octaves = lag_octaves().to(pitch.device)
+    return ((4 * pitch.mean(2)).softmax(-1) * (octaves - octaves.mean())).sum(-1, keepdim=True)
