@@ -25,9 +25,9 @@ MAX_CHANNELS = 8
 MAX_NAME = 128  # characters of a mark
 MAX_VOICE = 1 << 17  # characters of a voiceprint in base64; they have about 40,000
 ENROLL_S = 8.0
-FORMATS = ("s16le", "f32le", "opus")
+FORMATS = ("s16le", "f32le", "opus", "tokens")
 _SET = {"event", "strength_db", "bypass", "task", "voice", "query", "query_gain_db"}
-_START = _SET | {"rate", "format", "channels", "header", "live", "resume"}
+_START = _SET | {"rate", "format", "channels", "header", "live", "resume", "weights"}
 _ASKED = {"task", "voice", "query"}
 
 
@@ -145,6 +145,8 @@ def parse_start(message: dict[str, Any]) -> tuple[Start, str]:
     kind = _text(message, "format", "s16le")
     if kind not in FORMATS:
         raise ProtocolError("bad_field", f"format must be one of {', '.join(FORMATS)}")
+    if (kind == "tokens") != ("weights" in message):
+        raise ProtocolError("bad_field", "weights, the fingerprint of the codec's, goes with the format tokens, and with no other")
     channels = _whole(message, "channels", 1, 1, MAX_CHANNELS)
     resume = None if message.get("resume") is None else _text(message, "resume", None)
     task, voice, query = _task(message)
@@ -257,6 +259,10 @@ class V1:
             from .opus import Opus
 
             self._codec = Opus(start.rate, start.channels)
+        elif kind == "tokens":
+            from .tokens import Tokens
+
+            self._codec = Tokens(start.rate, start.channels, _text(message, "weights", None))
         else:
             self._codec = Raw(kind, start.channels)
         self._start = start
