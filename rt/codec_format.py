@@ -26,7 +26,7 @@ from voicewire.engines.stft import MAX_RATE, MIN_RATE, hop_samples
 MAGIC = b"vwtokens"
 VERSION = 1
 VARIABLE = 1
-PACKET_FRAMES = 100  # 2 s: 2 % for the packet's head
+PACKET_FRAMES = 500  # 10 s: the heads are 10 bit/s; who sends them over a network takes fewer
 _HEADER = struct.Struct("<8sBBBBIB3x8s")
 _PACKET = struct.Struct("<cIHH")
 _END = struct.Struct("<cIQ")

@@ -16,6 +16,7 @@ DECAY = 0.98
 DEAD = 0.1  # share of an even use below which a code starts again
 FRESH = 0.2  # what a code that starts again is counted as: unused, it is dead again after 35 steps
 RESTART_STEPS = 10
+BEAM = 4  # ways followed through the layers; the nearest code of the first layer is not always the best beginning
 
 
 class Codebook(nn.Module):
@@ -91,12 +92,16 @@ class Quantiser(nn.Module):
         return torch.cat([z, x[..., self.dim :]], -1)
 
     def encode(self, z: Tensor) -> Tensor:
-        """[B, T, code_dim] of `project` → [B, T, layers] int64."""
-        index = []
+        """[B, T, code_dim + told] of `project` → [B, T, layers] int64: of the layers' sums the nearest that a beam search finds."""
+        rest, error, found = z[..., None, :], torch.zeros_like(z[..., :1]), z.new_zeros((*z.shape[:-1], 1, 0), dtype=torch.int64)
         for book in self._books():
-            index.append(book.search(z))
-            z = z - book.look_up(index[-1])
-        return torch.stack(index, -1)
+            size = book.codes.square().sum(-1) - 2 * (rest @ book.codes.t())  # [..., beam, codes]: by how much each changes the error
+            many = (error[..., None] + size).flatten(-2)
+            error, best = many.topk(min(BEAM, many.shape[-1]), -1, largest=False)
+            way, index = best // len(book.codes), best % len(book.codes)
+            rest = rest.gather(-2, way[..., None].expand(*way.shape, z.shape[-1])) - book.codes[index]
+            found = torch.cat([found.gather(-2, way[..., None].expand(*way.shape, found.shape[-1])), index[..., None]], -1)
+        return found[..., 0, :]
 
     def decode(self, index: Tensor) -> Tensor:
         """[B, T, layers] int64 → [B, T, dim]; layers given as -1 add nothing."""
