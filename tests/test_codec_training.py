@@ -208,7 +208,7 @@ def test_codes_follow_what_they_are_taught(recipe: Path, tmp_path: Path) -> None
     objective = train_codec.Objective(settings.train, SMALL.layers, "cpu", 0)
     rows = [run.one_step(objective, batch)[0] for _ in range(30)]
     assert all(np.isfinite(list(r.values())).all() for r in rows)
-    assert np.mean([r["mel"] for r in rows[-5:]]) < 0.85 * np.mean([r["mel"] for r in rows[:3]])
+    assert np.mean([r["mel"] for r in rows[-5:]]) < 0.9 * np.mean([r["mel"] for r in rows[:3]])
     assert {"judge", "fool", "match"} <= rows[-1].keys() and "judge" not in rows[0]
 
 

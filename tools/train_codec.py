@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
 from voicewire.engines.codec_hold import source_frames
@@ -107,14 +108,17 @@ class Objective:
         full = self.rng.random(n) < t.full_layers
         keep = torch.from_numpy(np.where(full, self.layers, self.rng.integers(0, self.layers + 1, n))).to(x.device)
         s, s_index, s_commit, z = model.encoder.semantic_vq.train_step(semantic, torch.ones_like(keep))
-        a, a_index, a_commit, za = model.encoder.acoustic_vq.train_step(acoustic, keep)
+        drop = torch.from_numpy(self.rng.random(n) < t.semantic_dropout).to(x.device)[:, None, None]
+        guess = model.encoder.guessed(s_index)
+        taken, heard = guess.detach(), torch.where(drop, model.encoder.guess.bias, guess).detach()
+        a, a_index, a_commit, za = model.encoder.acoustic_vq.train_step(acoustic, keep, taken, heard)
+        unguessed = mse_loss(guess, za.detach())
         features, known = (torch.cat([z, z[: len(mix)]]) for z in (features.float(), known))
         frames = features.shape[1]
         told = model.teach(s)[:, :frames]
         clean_loss, clean_cosine = semantic_loss(told[:b], features[:b], known[:b], t.teacher_lag_frames)
         noisy_loss, noisy_cosine = semantic_loss(told[b:], features[b:], known[b:], t.teacher_lag_frames)
-        drop = torch.from_numpy(self.rng.random(n) < t.semantic_dropout).to(x.device)
-        s = torch.where(drop[:, None, None], model.encoder.semantic_vq.widen.bias, s)
+        s = torch.where(drop, model.encoder.semantic_vq.widen.bias, s)
         v = torch.cat([s, a], -1)[:decoded]
         held = self._held(z[:decoded])
         if held is not None:
@@ -124,13 +128,13 @@ class Objective:
         made, real = waveform(spec.float(), x.shape[1]), x[:decoded]
         loss, parts = self.sound(made, real)
         off, wrong = pitch_loss(hz[:b, : pitch.shape[1]], pitch)
-        heard, same = hearing_loss(ear[:b], pitch), correlation(za)
-        loss = loss + t.pitch * off + t.hearing * heard + t.correlation * same
+        eared, same = hearing_loss(ear[:b], pitch), correlation(za)
+        loss = loss + t.pitch * off + t.hearing * eared + t.correlation * same + unguessed
         loss = loss + t.semantic * (clean_loss + noisy_loss) / 2 + t.commitment * (s_commit + a_commit)
         parts |= {
-            "cosine": clean_cosine.item(), "cosine_noisy": noisy_cosine.item(), "pitch": off.item(), "pitch_wrong": wrong, "hearing": heard.item(),
+            "cosine": clean_cosine.item(), "cosine_noisy": noisy_cosine.item(), "pitch": off.item(), "pitch_wrong": wrong, "hearing": eared.item(),
             "correlation": same.item(), "gate": gate[:b].float().mean().item(), "gate_noisy": gate[b:].float().mean().item(),
-            "commit_s": s_commit.item(), "commit_a": a_commit.item(),
+            "commit_s": s_commit.item(), "commit_a": a_commit.item(), "unguessed": unguessed.item(),
         }  # fmt: skip
         return loss, made, real, torch.cat([s_index, a_index], -1), parts
 

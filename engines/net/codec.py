@@ -74,6 +74,9 @@ class Encoder(Causal):
         self.gate = Gate(d)
         self.semantic_vq = Quantiser(d, cfg.code_dim, cfg.codes, 1)
         self.acoustic_vq = Quantiser(d, cfg.code_dim, cfg.codes, cfg.layers, told=1)
+        self.guess = nn.Linear(cfg.code_dim, cfg.code_dim + 1)
+        nn.init.zeros_(self.guess.weight)
+        nn.init.zeros_(self.guess.bias)
 
     def init_state(self, batch: int) -> State:
         return {
@@ -125,8 +128,14 @@ class Encoder(Causal):
     def tokens(self, acoustic: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
         """→ (tokens [B, frames, 1 + layers], what the semantic search was given [B, frames, code_dim])."""
         z = self.semantic_vq.project(semantic)
-        a = self.acoustic_vq.encode(self.acoustic_vq.project(acoustic))
-        return torch.cat([self.semantic_vq.encode(z), a], -1), z
+        s = self.semantic_vq.encode(z)
+        a = self.acoustic_vq.encode(self.acoustic_vq.project(acoustic) - self.guessed(s))
+        return torch.cat([s, a], -1), z
+
+    def guessed(self, s: Tensor) -> Tensor:
+        """What the semantic tokens [B, T, 1] tell of the acoustic numbers [B, T, code_dim + 1]: only the rest is coded."""
+        y: Tensor = self.guess(self.semantic_vq.summed(s))
+        return y
 
     def forward(self, x: Tensor) -> Tensor:
         acoustic, semantic, _, _ = self.features(x)
@@ -214,7 +223,8 @@ class Codec(Causal):
 
     def vectors(self, tokens: Tensor) -> Tensor:
         """[B, frames, 1 + layers] int64 → [B, frames, 2 dim]; -1: a token that was not sent."""
-        return torch.cat([self.encoder.semantic_vq.decode(tokens[..., :1]), self.encoder.acoustic_vq.decode(tokens[..., 1:])], -1)
+        s, e = tokens[..., :1], self.encoder
+        return torch.cat([e.semantic_vq.decode(s), e.acoustic_vq.decode(tokens[..., 1:], e.guessed(s))], -1)
 
     def taught(self, tokens: Tensor) -> Tensor:
         """What the semantic tokens tell of the teacher's features: [B, frames, 1 + layers] → [B, frames, teacher_dim]."""

@@ -103,22 +103,27 @@ class Quantiser(nn.Module):
             found = torch.cat([found.gather(-2, way[..., None].expand(*way.shape, found.shape[-1])), index[..., None]], -1)
         return found[..., 0, :]
 
-    def decode(self, index: Tensor) -> Tensor:
-        """[B, T, layers] int64 → [B, T, dim]; layers given as -1 add nothing."""
+    def summed(self, index: Tensor) -> Tensor:
+        """[B, T, layers] int64 → [B, T, code_dim + told]; layers given as -1 add nothing."""
         z = self._books()[0].look_up(index[..., 0])
         for i, book in enumerate(self._books()[1:], 1):
             z = z + book.look_up(index[..., i])
-        y: Tensor = self.widen(z)
+        return z
+
+    def decode(self, index: Tensor, guess: Tensor | None = None) -> Tensor:
+        """[B, T, layers] int64 → [B, T, dim]. guess: what was taken off before the search."""
+        z = self.summed(index)
+        y: Tensor = self.widen(z if guess is None else z + guess)
         return y
 
-    def train_step(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def train_step(self, x: Tensor, keep: Tensor, guess: Tensor | None = None, heard: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Training only: quantise with straight-through gradients and teach the codebooks.
 
-        keep: [B] layers to use of each example (quantiser dropout; 0: none). → (y [B, T, dim], index [B, T, layers], commitment loss, what was
-        searched for [B, T, code_dim]).
+        keep: [B] layers to use of each example (quantiser dropout; 0: none). guess: [B, T, code_dim + told] taken off before the search, heard: what is
+        added afterwards (the same unless the stream it comes from is dropped). → (y [B, T, dim], index [B, T, layers], commitment loss, z of `project`).
         """
         z = self.project(x)
-        rest, q, loss, index = z, torch.zeros_like(z), z.new_zeros(()), []
+        rest, q, loss, index = z if guess is None else z - guess, torch.zeros_like(z), z.new_zeros(()), []
         for i, book in enumerate(self._books()):
             found = book.search(rest.detach())
             code = book.look_up(found)
@@ -129,7 +134,8 @@ class Quantiser(nn.Module):
             rest = rest - code
             index.append(found)
         some = (keep > 0)[:, None, None].to(z.dtype)
-        y: Tensor = self.widen((z + (q - z).detach()) * some)
+        q = q if heard is None else q + heard
+        y: Tensor = self.widen((z - z.detach()) * some + q.detach())
         return y, torch.stack(index, -1), loss, z
 
 
