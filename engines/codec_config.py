@@ -14,7 +14,7 @@ class CodecConfig:
 
     channels: convolutions over frequency (160 bins → 40 → 20 bands). dim, kernel: the layers over time at 50 Hz.
     acoustic_blocks, semantic_blocks, decoder_blocks: how many of them in each part.
-    codes: entries of every codebook, a power of two. layers: residual acoustic codebooks. code_dim: width of their entries.
+    codes: entries of every codebook, a power of two. layers: residual acoustic codebooks. code_dim: width of their entries (one more for the pitch).
     teacher_dim: features of the semantic teacher that the semantic token has to tell.
     """
 
@@ -26,7 +26,7 @@ class CodecConfig:
     decoder_blocks: int = 4
     codes: int = 1024
     layers: int = 4
-    code_dim: int = 32
+    code_dim: int = 16
     teacher_dim: int = 64
 
     @property

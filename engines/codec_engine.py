@@ -15,7 +15,6 @@ from .engine import F32, WEIGHTS, EngineError, State
 
 I64 = NDArray[np.int64]
 CODEC_WEIGHTS = WEIGHTS / "codec"
-NO_WEIGHTS = "no codec weights are shipped yet; train some (python -m tools.train_codec --help) and name their folder with --weights"
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
@@ -52,9 +51,7 @@ class CodecEngine:
 
     def __init__(self, folder: Path = CODEC_WEIGHTS, threads: int = 1) -> None:
         if not (folder / "codec.json").exists():
-            raise EngineError(
-                NO_WEIGHTS if folder == CODEC_WEIGHTS else f"no codec weights in {folder}; write some there: python -m voicewire.engines.codec_export"
-            )
+            raise EngineError(f"no codec weights in {folder}; write some there: python -m voicewire.engines.codec_export")
         try:
             meta = json.loads((folder / "codec.json").read_text())
             self.config = CodecConfig.from_dict(meta["config"])

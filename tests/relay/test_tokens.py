@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from codec_weights import write_weights
 from relay_tools import Running, exchange, reply, wait_for
 
 from voicewire.engines import Engine
@@ -24,13 +22,8 @@ from voicewire.rt.relay.tokens import MOST_FRAMES, Tokens
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> CodecEngine:
-    return CodecEngine(write_weights(tmp_path_factory.mktemp("codec")))
-
-
-@pytest.fixture(autouse=True)
-def ours(monkeypatch: pytest.MonkeyPatch, codec: CodecEngine) -> None:
-    monkeypatch.setattr(tokens, "shared_engine", lambda: codec)
+def codec() -> CodecEngine:
+    return tokens.shared_engine()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +117,7 @@ def test_what_is_no_tokens_is_refused(running: Running, codec: CodecEngine, monk
     assert e.value.code == "unsupported" and e.value.fatal and "s16le" in e.value.text
 
 
-def test_any_rate(codec: CodecEngine, tmp_path: Path) -> None:
+def test_any_rate(codec: CodecEngine) -> None:
     end = Tokens(48000, 1, codec.weights)
     frame = pack_bits(np.ones((2, codec.config.streams), np.int64), codec.config.bits)
     assert end.decode(frame).shape == (1920, 1)
