@@ -16,7 +16,7 @@ from .causal import Causal, State
 
 LOWEST_HZ, HIGHEST_HZ = 55, 420
 PULSES = 4  # on either side of the middle: 10 ms at 420 Hz
-NOISE_HOPS = 400  # the noise repeats after 4 s
+NOISE_HOPS = 200  # the noise repeats after 2 s
 BIN_HZ = 50.0
 PARTS = 4096  # of a Hz, in which the pitch is counted
 CYCLE = PARTS * HOPS_PER_SECOND
@@ -54,7 +54,7 @@ class Source(Causal):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("table", white_noise(), persistent=False)
+        self.register_buffer("table", white_noise().half().float(), persistent=False)  # as the exported file keeps it
         self.table: Tensor
 
     def init_state(self, batch: int) -> State:
@@ -99,7 +99,7 @@ class Salience(nn.Module):
         period = 2.0 ** -lag_octaves()
         f = BIN_HZ * torch.arange(PITCH_BINS)[:, None]
         turns = [2 * math.pi * f * (period - 0.01 * (i - j)) for i, j in _PAIRS]
-        self.register_buffer("waves", torch.stack([torch.cat([t.cos(), -t.sin()]) for t in turns]), persistent=False)
+        self.register_buffer("waves", torch.stack([torch.cat([t.cos(), -t.sin()]) for t in turns]).half().float(), persistent=False)
         self.waves: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
