@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CodecEngine
+from voicewire.engines.codec_high import extend
 from voicewire.engines.codec_hold import Holder
 from voicewire.engines.config import CORE_BINS, HOPS_PER_FRAME
 from voicewire.engines.stft import BINS, analyse, hop_samples, synthesise
@@ -22,7 +23,7 @@ I64 = NDArray[np.int64]
 class TokenEncoder:
     """One channel of sound → tokens, frame by frame.
 
-    rate: 8,000 to 48,000 Hz, no resampling; sound above 8 kHz is not coded. NaN and infinities are taken for silence.
+    rate: 8,000 to 48,000 Hz, no resampling; sound above 8 kHz is not coded, the decoder makes it up (codec_high). NaN and infinities are taken for silence.
     """
 
     def __init__(self, rate: int, engine: CodecEngine) -> None:
@@ -71,6 +72,8 @@ class TokenDecoder:
         spec = np.zeros((1, HOPS_PER_FRAME, BINS, 2), np.float32)
         for t in range(len(tokens)):
             spec[:, :, :CORE_BINS], self._state = self.engine.decode(tokens[t : t + 1], self._state)
+            if self.hop > CORE_BINS:  # above 16 kHz: there are bins above those that tokens tell of
+                extend(spec)
             out[t : t + 1], self._overlap = synthesise(self._overlap, spec)
         return out.reshape(-1)
 
