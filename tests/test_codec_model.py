@@ -120,6 +120,24 @@ def test_each_layer_comes_closer() -> None:
     assert errors == sorted(errors, reverse=True) and errors[3] < 0.5 * errors[0]
 
 
+def test_weighing_changes_the_searches_alone(codec: Codec) -> None:
+    x = torch.from_numpy(random_input(2, 60, 160, 2))
+    weighed = tried_codec()
+    tokens = weighed.encoder(x)
+    before = weighed.decoder(weighed.vectors(tokens))
+    g = torch.randn(500, SMALL.code_dim) * torch.linspace(0.2, 3, SMALL.code_dim)
+    weighed.encoder.weigh(g.t() @ g)
+    torch.testing.assert_close(weighed.decoder(weighed.vectors(tokens)), before, atol=1e-4, rtol=1e-3)
+    q = weighed.encoder.acoustic_vq
+    acoustic = weighed.encoder.features(x)[0]
+    z, old = q.project(acoustic), codec.encoder.acoustic_vq.project(codec.encoder.features(x)[0])
+    torch.testing.assert_close(torch.linalg.solve(q.metric, z, left=False), old, atol=1e-4, rtol=1e-3)
+    error, plain = (z.var(1).mean(0), old.var(1).mean(0))
+    assert error[SMALL.code_dim - 1] / plain[SMALL.code_dim - 1] > 2 * error[0] / plain[0], "what matters more is coded more finely"
+    torch.testing.assert_close(z[..., -1], old[..., -1])
+    assert not torch.equal(weighed.encoder(x), tokens)
+
+
 def test_dead_codes_start_again() -> None:
     torch.manual_seed(1)
     book = Codebook(32, 4)

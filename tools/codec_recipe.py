@@ -29,6 +29,7 @@ class CodecTrain(Train):
     correlation: float = 0.1
     semantic: float = 0.5
     commitment: float = 0.02
+    weigh_step: int = 0  # from when on errors of the acoustic code are measured by their effect, as it was in the 200 steps before; 0: never
     teacher_lag_frames: int = 1
     full_layers: float = 0.5  # share of examples that use all acoustic layers; the others use fewer
     semantic_dropout: float = 0.1

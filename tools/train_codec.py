@@ -35,6 +35,7 @@ from .teach import Teacher
 
 HOP = 160
 HOLD_CAP_FRAMES = 8
+WEIGH_STEPS = 200
 Batch = tuple[np.ndarray, ...]
 
 
@@ -111,7 +112,8 @@ class Objective:
         drop = torch.from_numpy(self.rng.random(n) < t.semantic_dropout).to(x.device)[:, None, None]
         guess = model.encoder.guessed(s_index)
         taken, heard = guess.detach(), torch.where(drop, model.encoder.guess.bias, guess).detach()
-        a, a_index, a_commit, za = model.encoder.acoustic_vq.train_step(acoustic, keep, taken, heard)
+        vq = model.encoder.acoustic_vq
+        a, a_index, a_commit, za = vq.train_step(acoustic, keep, taken, heard)
         unguessed = mse_loss(guess, za.detach())
         features, known = (torch.cat([z, z[: len(mix)]]) for z in (features.float(), known))
         frames = features.shape[1]
@@ -128,7 +130,7 @@ class Objective:
         made, real = waveform(spec.float(), x.shape[1]), x[:decoded]
         loss, parts = self.sound(made, real)
         off, wrong = pitch_loss(hz[:b, : pitch.shape[1]], pitch)
-        eared, same = hearing_loss(ear[:b], pitch), correlation(za)
+        eared, same = hearing_loss(ear[:b], pitch), correlation(torch.linalg.solve(vq.metric, za, left=False))
         loss = loss + t.pitch * off + t.hearing * eared + t.correlation * same + unguessed
         loss = loss + t.semantic * (clean_loss + noisy_loss) / 2 + t.commitment * (s_commit + a_commit)
         parts |= {
@@ -148,6 +150,7 @@ class Run(TimedRun):
         self.recipe, self.device = recipe, device
         self.model = Codec(recipe.model).to(device)
         self.ema = copy.deepcopy(self.model).eval()
+        self.sensitivity = torch.zeros(recipe.model.code_dim, recipe.model.code_dim, device=device)
         self.judge = Discriminator(t.judge_channels).to(device)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), t.lr, betas=(0.8, 0.98), weight_decay=t.weight_decay, fused=True)
         self.judge_optimiser = torch.optim.AdamW(self.judge.parameters(), t.lr / 3, betas=(0.8, 0.98), fused=True)
@@ -166,6 +169,16 @@ class Run(TimedRun):
         fool, match = self.judge.deceive(real, made)
         return t.adversarial * (fool + t.feature_matching * match), {"judge": judged.item(), "fool": fool.item(), "match": match.item()}
 
+    def _weigh(self, at: int) -> None:
+        if at - WEIGH_STEPS < self.step <= at:
+            heard = self.model.encoder.acoustic_vq.heard
+            assert heard is not None and heard.grad is not None
+            g = heard.grad.flatten(0, 1)[:, : len(self.sensitivity)]
+            self.sensitivity += g.t() @ g
+        if self.step == at:
+            for model in (self.model, self.ema):
+                model.encoder.weigh(self.sensitivity)
+
     def one_step(self, objective: Objective, batch: list[Tensor]) -> tuple[dict[str, float], Tensor]:
         """Forward, backward, update, average → (numbers for the log, tokens)."""
         t = self.recipe.train
@@ -178,6 +191,7 @@ class Run(TimedRun):
             loss, parts = loss + extra, parts | more
         norm = clip_and_step(self.model, self.optimiser, loss, t.clip)
         self.step += 1
+        self._weigh(t.weigh_step)
         self.hours += mix.numel() / 16000 / 3600
         self.average(t.ema)
         return {"loss": loss.item(), "grad": norm, **parts}, tokens

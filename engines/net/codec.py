@@ -132,6 +132,13 @@ class Encoder(Causal):
         a = self.acoustic_vq.encode(self.acoustic_vq.project(acoustic) - self.guessed(s))
         return torch.cat([s, a], -1), z
 
+    @torch.no_grad()
+    def weigh(self, sensitivity: Tensor) -> None:
+        """See `Quantiser.weigh`, of the acoustic layers."""
+        turn = self.acoustic_vq.weigh(sensitivity)
+        self.guess.weight.copy_(turn.t() @ self.guess.weight)
+        self.guess.bias.copy_(self.guess.bias @ turn)
+
     def guessed(self, s: Tensor) -> Tensor:
         """What the semantic tokens [B, T, 1] tell of the acoustic numbers [B, T, code_dim + 1]: only the rest is coded."""
         y: Tensor = self.guess(self.semantic_vq.summed(s))

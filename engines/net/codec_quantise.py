@@ -16,6 +16,7 @@ DECAY = 0.98
 DEAD = 0.1  # share of an even use below which a code starts again
 FRESH = 0.2  # what a code that starts again is counted as: unused, it is dead again after 35 steps
 RESTART_STEPS = 10
+WEIGHED = 0.6  # how much of the measure of errors is their effect; the rest is their size
 BEAM = 4  # ways followed through the layers; the nearest code of the first layer is not always the best beginning
 
 
@@ -81,6 +82,10 @@ class Quantiser(nn.Module):
         self.narrow, self.widen = nn.Linear(dim, code_dim), nn.Linear(code_dim + told, dim)
         # every number varies by one: else the commitment shrinks them all away under codes that stay behind
         self.spread = nn.BatchNorm1d(code_dim, affine=False)
+        # in these coordinates all errors are as bad for the ear; told numbers stay as they are
+        self.register_buffer("metric", torch.eye(code_dim + told))
+        self.metric: Tensor
+        self.heard: Tensor | None = None  # of the last training step, for its gradient
         self.books = nn.ModuleList(Codebook(codes, code_dim + told) for _ in range(layers))
 
     def _books(self) -> list[Codebook]:
@@ -89,7 +94,7 @@ class Quantiser(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """What is searched for: [B, T, dim + told] → [B, T, code_dim + told]."""
         z: Tensor = self.spread(self.narrow(self.norm(x[..., : self.dim]).float()).transpose(1, 2)).transpose(1, 2)
-        return torch.cat([z, x[..., self.dim :]], -1)
+        return torch.cat([z, x[..., self.dim :]], -1) @ self.metric
 
     def encode(self, z: Tensor) -> Tensor:
         """[B, T, code_dim + told] of `project` → [B, T, layers] int64: of the layers' sums the nearest that a beam search finds."""
@@ -135,13 +140,31 @@ class Quantiser(nn.Module):
             index.append(found)
         some = (keep > 0)[:, None, None].to(z.dtype)
         q = q if heard is None else q + heard
-        y: Tensor = self.widen((z - z.detach()) * some + q.detach())
+        self.heard = (z - z.detach()) * some + q.detach()
+        if self.heard.requires_grad:
+            self.heard.retain_grad()
+        y: Tensor = self.widen(self.heard)
         return y, torch.stack(index, -1), loss, z
+
+    @torch.no_grad()
+    def weigh(self, sensitivity: Tensor) -> Tensor:
+        """Measure errors by what they do to the loss from now on. sensitivity: [code_dim, code_dim] mean outer product of the loss's gradients at
+        the numbers. Codes and layers are turned along, so that only the searches change. → the turn [code_dim + told, code_dim + told]."""
+        n = len(sensitivity)
+        mixed = (1 - WEIGHED) * torch.eye(n, device=sensitivity.device) + WEIGHED * sensitivity / sensitivity.diag().mean()
+        turn = torch.eye(len(self.metric), device=sensitivity.device)
+        turn[:n, :n] = torch.linalg.cholesky(mixed)
+        for book in self._books():
+            book.codes.copy_(book.codes @ turn)
+            book.total.copy_(book.total @ turn)
+        self.widen.weight.copy_(torch.linalg.solve(turn, self.widen.weight.t()).t())
+        self.metric.copy_(self.metric @ turn)
+        return turn
 
 
 def correlation(z: Tensor) -> Tensor:
     """How much the numbers of z: [B, T, code_dim] of `project` tell of each other (VICReg, Bardes et al. 2022): mean over them of the sum of squared
-    correlations with the others. Left alone most of them tell the loudness again, and the bits of the later layers are spent on nothing."""
+    correlations with the others (before `metric`). Left alone most of them tell the loudness again, and the bits of the later layers are spent on nothing."""
     z = z.flatten(0, 1)
     c = z.t() @ z / len(z)
     return (c - c.diag().diag()).square().sum() / len(c)
