@@ -100,11 +100,22 @@ def test_training_and_running_quantise_alike() -> None:
     for new, old in zip(q._books(), before, strict=True):
         new.codes.copy_(old)  # as they were searched
     torch.testing.assert_close(trained[0], q.decode(found)[0])
-    index = q.encode(z)
-    assert (index == found).float().mean() > 0.5, "a wider search finds much the same"
-    nearer, near = (float((q.widen(z) - q.decode(i)).square().mean().detach()) for i in (index, found))
-    assert nearer < near, "but sums that are nearer"
+    assert (q.encode(z) == found).float().mean() > 0.5, "training searches one way only, which mostly is the best"
     torch.testing.assert_close(trained[3], q.widen.bias.expand(50, 16))
+
+
+def test_the_beam_comes_closer() -> None:
+    torch.manual_seed(1)
+    q = Quantiser(16, 8, 32, 3)
+    x = torch.randn(4, 50, 16)
+    for _ in range(30):
+        q.train_step(x, torch.full((4,), 3))
+    z = q.project(x).detach()
+    rest, greedy = z, torch.zeros_like(z)
+    for book in q._books():
+        code = book.look_up(book.search(rest))
+        rest, greedy = rest - code, greedy + code
+    assert (z - q.summed(q.encode(z))).square().mean() < 0.99 * (z - greedy).square().mean()
 
 
 def test_each_layer_comes_closer() -> None:
