@@ -52,7 +52,7 @@ def test_every_stream_helps(clean: np.ndarray, engine_and_tokens: tuple[CodecEng
 
 def test_codes_are_in_use(engine_and_tokens: tuple[CodecEngine, np.ndarray]) -> None:
     _, tokens = engine_and_tokens
-    assert all(len(np.unique(stream)) > 0.4 * len(stream) for stream in tokens.T[1:]) and len(np.unique(tokens[:, 0])) > 0.2 * len(tokens)
+    assert all(len(np.unique(stream)) > 0.3 * len(stream) for stream in tokens.T)
 
 
 def test_weights_stay_small() -> None:

@@ -12,6 +12,7 @@ from .losses import LOUD, Loudness
 
 MEL_BANDS = 64
 SIZES = (512, 1024, 2048)
+LEVEL = 0.2  # weight of the difference in level, in the logarithm of power
 SPAN = 48  # hops of 8 ms: STOI's 384 ms
 
 
@@ -78,8 +79,10 @@ class CodecLoss(nn.Module):
             if n == SIZES[0] and self.envelopes:
                 unlike = self._unlike(py, pt)
         loud = (self.loudness(y, target) * speaks).sum() / speaks.sum().clamp_min(1)
-        total = 20 * spectral + self.mel * mel + self.perceptual * loud + self.envelopes * unlike
-        return total, {"spectral": spectral.item(), "mel": mel.item(), "loudness": loud.item(), "unlike": unlike.item()}
+        # the other terms are content with too little: what is wrong anyway costs less when it is quiet
+        off = (((y.square().mean(1) + 1e-7) / (target.square().mean(1) + 1e-7)).log().abs() * speaks).sum() / speaks.sum().clamp_min(1)
+        total = 20 * spectral + self.mel * mel + self.perceptual * loud + self.envelopes * unlike + LEVEL * off
+        return total, {"spectral": spectral.item(), "mel": mel.item(), "loudness": loud.item(), "unlike": unlike.item(), "level": off.item()}
 
 
 def pitch_loss(told: Tensor, heard: Tensor) -> tuple[Tensor, float]:

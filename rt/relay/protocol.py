@@ -236,6 +236,7 @@ class V1:
     def __init__(self) -> None:
         self._start: Start | None = None
         self._codec: Codec
+        self._next: tuple[int, int] | None = None  # sequence and capture time that the next message would have
 
     def receive(self, message: str | bytes) -> Sequence[Event]:
         if isinstance(message, str):
@@ -271,8 +272,16 @@ class V1:
     def send(self, reply: Reply | Sound) -> Sequence[str | bytes]:
         if isinstance(reply, Reply):
             text = json.dumps({"event": reply.name, **reply.fields})
-            return [*self._codec.flush(), text] if reply.name == "stopped" else [text]
+            if reply.name != "stopped":
+                return [text]
+            rest = self._codec.flush()
+            if self._next is not None:
+                sequence, capture_us = self._next
+                rest = [pack_header(sequence + i, capture_us) + m for i, m in enumerate(rest)]
+            return [*rest, text]
         messages = self._codec.encode(reply.samples)
         if reply.sequence is None:
             return messages
+        assert self._start is not None
+        self._next = reply.sequence + 1, reply.capture_us + len(reply.samples) * 1_000_000 // self._start.rate
         return [pack_header(reply.sequence, reply.capture_us, reply.flags) + m for m in messages]
