@@ -26,7 +26,8 @@ LINES = np.array([
 
 
 def _db(power: F32) -> F32:
-    return (10 * np.log10(power + FLOOR)).astype(np.float32)
+    db: F32 = (10 * np.log10(power + FLOOR)).astype(np.float32)
+    return db
 
 
 def low_levels_db(spec: F32) -> F32:
