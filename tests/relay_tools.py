@@ -27,7 +27,7 @@ class Running:
     def __init__(self, engine: Engine, config: Config | None = None, **options: Any) -> None:
         self._engine, self._config = engine, config or Config(**{"port": 0, "max_streams": 8, **options})
         self._up = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(daemon=True, target=self._run)
         self.failed: BaseException | None = None
         self.opened: list[ClientConnection] = []
 
@@ -67,7 +67,8 @@ class Running:
             for _, connection in list(self.relay.sessions.values()):
                 connection.transport.abort()
 
-        self.loop.call_soon_threadsafe(cut)
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(cut)
         self.__exit__()
 
     def drain(self, seconds: float | None = None) -> None:
@@ -143,7 +144,7 @@ def exchange(ws: ClientConnection, blocks: list[bytes]) -> bytes:
             if isinstance(message, bytes):
                 heard.append(message)
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(daemon=True, target=read)
     reader.start()
     for b in blocks:
         ws.send(b)

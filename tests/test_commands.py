@@ -12,9 +12,6 @@ import pytest
 import soundfile as sf
 from PIL import Image
 
-from voicewire.engines import open_engine
-from voicewire.engines.query import takes_queries
-from voicewire.engines.voiceprint import known
 from voicewire.rt import bench
 from voicewire.rt.cli import main
 from voicewire.rt.live import commands
@@ -48,9 +45,7 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_has_a_row_for_every_task_of_the_weights(voice_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In which the talker, or the sound, is really there."""
     asked: list[float] = []
-    monkeypatch.setattr(bench, "open_engine", lambda name, threads: open_engine(name, voice_weights, threads))
-    monkeypatch.setattr(bench, "known", lambda: known(voice_weights))
-    monkeypatch.setattr(bench, "takes_queries", lambda: takes_queries(voice_weights))
+    monkeypatch.setattr(bench, "weights_for", lambda task: voice_weights)
     monkeypatch.setattr(bench.Stream, "time_steps", lambda stream: asked.append(float(stream._state["trunk.prefix_on"][0, 1])) or [0.001])
     assert main(["bench", "--seconds", "0.1", "--streams", "1", "--json"]) == 0
     assert [(r["kind"], r["task"]) for r in json.loads(capsys.readouterr().out)["rows"]] == [

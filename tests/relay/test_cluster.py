@@ -65,7 +65,7 @@ class Cluster:
         path = os.pathsep.join([".links", *filter(None, sys.path)])
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
         self.lines: list[str] = []
-        self._reader = threading.Thread(target=lambda: [self.lines.append(line) for line in self.process.stderr or ()])
+        self._reader = threading.Thread(daemon=True, target=lambda: [self.lines.append(line) for line in self.process.stderr or ()])
         self._reader.start()
         assert wait_for(lambda: len(self.workers) == 2 or self.process.poll() is not None, 120) and self.process.poll() is None, self.lines
 

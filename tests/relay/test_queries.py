@@ -137,7 +137,7 @@ def test_sounds_talkers_and_tasks_in_one_batch_do_not_leak(relay: Running, voice
             messages.append(heard[i][at : at + n].tobytes())
         results[i] = exchange(ws, messages)
 
-    threads = [threading.Thread(target=talk, args=(i,)) for i in range(len(jobs))]
+    threads = [threading.Thread(daemon=True, target=talk, args=(i,)) for i in range(len(jobs))]
     for t in threads:
         t.start()
     for t in threads:

@@ -138,7 +138,7 @@ def test_talkers_and_tasks_in_one_batch_do_not_leak(relay: Running, voice_engine
             messages.append(sounds[i][at : at + n].tobytes())
         results[i] = exchange(ws, messages)
 
-    threads = [threading.Thread(target=talk, args=(i,)) for i in range(len(jobs))]
+    threads = [threading.Thread(daemon=True, target=talk, args=(i,)) for i in range(len(jobs))]
     for t in threads:
         t.start()
     for t in threads:
