@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -20,11 +21,15 @@ import pytest
 from relay_tools import wait_for
 
 from voicewire.engines import Engine
+from voicewire.engines.query import takes_queries
+from voicewire.engines.voiceprint import known
 from voicewire.rt import Stream
 from voicewire.rt.cli import main
 from voicewire.rt.lane import to_int16
 from voicewire.rt.relay.client import Client, RelayError
+from voicewire.rt.relay.command import add_commands
 from voicewire.rt.relay.scale import Sizes, change
+from voicewire.rt.relay.workers import configure
 
 
 @pytest.mark.parametrize(
@@ -52,6 +57,15 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
         monkeypatch.delitem(sys.modules, f"voicewire.rt.relay.{name}", raising=False)
     assert main(["cluster"]) == 2
     assert capsys.readouterr().err == "voicewire: voicewire cluster needs Ray (ray is missing); pip install 'voicewire[cluster]'\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "cluster"])
+def test_both_servers_offer_all_tasks_when_told_to(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers(dest="command"))
+    assert configure(parser.parse_args([command])).weights is None
+    weights = configure(parser.parse_args([command, "--tasks"])).weights
+    assert weights is not None and known(weights) and takes_queries(weights)
 
 
 class Cluster:
