@@ -14,6 +14,7 @@ import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 from voicewire.engines import Engine
+from voicewire.rt.relay.client import Client
 from voicewire.rt.relay.limits import Limits
 from voicewire.rt.relay.server import Config, Relay
 from voicewire.rt.relay.workers import loop_factory
@@ -107,6 +108,34 @@ class Running:
         ws.send(json.dumps({"event": "start", "rate": 16000, **fields}))
         assert json.loads(ws.recv(10))["event"] == "ready"
         return ws
+
+
+def moved(engine: Engine, options: dict[str, Any], x: np.ndarray, how: dict[str, Any], ask: tuple[Any, ...]) -> tuple[np.ndarray, int]:
+    """x: [n] int16 at 16 kHz through one relay and, from the middle on, another; `ask` from sample 3,200 on. → what comes back, [n], and how often it moved."""
+    with Running(engine, **options) as here, Running(engine, **options) as there:
+
+        async def go() -> tuple[np.ndarray, int]:
+            async with Client(here.url, 16000, **how) as client:
+
+                async def feed() -> None:
+                    for k, block in enumerate(np.split(x, 50)):
+                        if k == 10:
+                            await client.ask(*ask)
+                        if k == 20:
+                            client._url = there.url
+                            here.drain()
+                            while not client.moves:  # noqa: ASYNC110
+                                await asyncio.sleep(0.01)
+                        await client.send(block)
+                    await client.stop()
+
+                feeding, heard = asyncio.create_task(feed()), []
+                while (y := await client.receive()) is not None:
+                    heard.append(y)
+                await feeding
+                return np.concatenate(heard)[:, 0], client.moves
+
+        return asyncio.run(asyncio.wait_for(go(), 60))
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 2.0) -> bool:

@@ -64,19 +64,6 @@ def relay(engine: Engine) -> Any:
         yield r
 
 
-@pytest.fixture(scope="module")
-def wire() -> Any:
-    with Running(Wire(), limits=FREE, max_streams=8) as r:
-        yield r
-
-
-@pytest.fixture(autouse=True)
-def _tidy(request: pytest.FixtureRequest) -> Any:
-    yield
-    for name in {"relay", "wire"} & set(request.fixturenames):
-        request.getfixturevalue(name).close_all()
-
-
 # -- the same samples --------------------------------------------------------------------------------------------------
 
 
