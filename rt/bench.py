@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from voicewire.engines.engine import F32, Engine, open_engine
+from voicewire.engines.engine import F32, Engine, open_engine, weights_for
 from voicewire.engines.query import Query, takes_queries
 from voicewire.engines.voiceprint import Voiceprint, known, voice_rows
 
@@ -42,8 +42,8 @@ def _rss_mb() -> float:
 
 
 def tasks() -> tuple[str, ...]:
-    """What the weights that are installed know."""
-    return ("restore", *(("extract",) if known() else ()), *(("query",) if takes_queries() else ()))
+    """What the weights that are installed know, each its own (`weights_for`)."""
+    return ("restore", *(("extract",) if known(weights_for("extract")) else ()), *(("query",) if takes_queries(weights_for("query")) else ()))
 
 
 def _somebody(engine: Engine, task: str) -> Voiceprint | None:
@@ -57,7 +57,7 @@ def _somebody(engine: Engine, task: str) -> Voiceprint | None:
 
 def measure(engine_name: str, rate: int, streams: int, frames: int, paced: bool, threads: int = 1, task: str = "restore") -> dict[str, float]:
     """Times `frames` steps of `streams` channels (one slot each). Paced: one step every 20 ms, as live; else back to back."""
-    engine = open_engine(engine_name, threads=threads)
+    engine = open_engine(engine_name, weights_for(task), threads)
     stream = Stream(rate, streams, mode="each", engine=engine, task=task, voice=_somebody(engine, task))
     rng = np.random.default_rng(0)
     noise = (0.05 * rng.standard_normal((16, stream.frame_samples, streams))).astype(np.float32)

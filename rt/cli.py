@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     f.add_argument("--engine", default="onnx", help="onnx (default), tensorrt, torch-cuda, auto (the first that works), or torch")
     f.add_argument("--json", action="store_true", help="print one JSON object with the measurements")
 
-    d = sub.add_parser("demo", help="clean a bundled noisy recording: sound files, spectrogram, table")
+    d = sub.add_parser("demo", help="a bundled recording, before and after: sound files, spectrogram, table")
+    d.add_argument("--task", choices=("restore", "extract", "query"), default="restore", help="noise, two talkers, or a telephone that rings")
     d.add_argument("--out", type=Path, default=Path("demo-out"))
 
     live_commands.add(sub, _positive, _strength)
@@ -153,7 +154,7 @@ def _run(a: argparse.Namespace) -> int:
     if a.command == "demo":
         from . import demo
 
-        demo.run(a.out, console)
+        demo.run(a.out, console, a.task)
     elif a.command == "bench":
         from voicewire.engines.stft import hop_samples
 

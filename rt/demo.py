@@ -1,7 +1,8 @@
-"""`voicewire demo`: the bundled noisy recording through the live path; sound files, a picture and a table. Needs no sound card."""
+"""`voicewire demo`: a bundled recording through the live path; sound files, a picture and a table. Needs no sound card."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from voicewire.engines.query import ask
+from voicewire.engines.voiceprint import Voiceprint, enrol
+
 from . import files as audio
 from .picture import before_after
 from .stream import Stream
 
 F32 = NDArray[np.float32]
+TASKS = ("restore", "extract", "query")
 
 
 def si_sdr_db(estimate: F32, reference: F32) -> float:
@@ -34,23 +39,64 @@ def pause_level_db(x: F32, reference: F32, rate: int) -> float:
     return float(10 * np.log10(level + 1e-12))
 
 
-def run(out: Path, console: Console) -> dict[str, Path]:
-    """Write before.wav, after.wav and spectrogram.png to `out`; print the table. → the paths by name."""
-    out.mkdir(parents=True, exist_ok=True)
+def telephone(samples: int, rate: int) -> F32:
+    """An electronic telephone: two tones in turn, 20 times a second, for a second of every two and a half."""
+    t = np.arange(samples) / rate
+    tone = np.where(t * 20 % 1 < 0.5, np.sin(2 * np.pi * 1300 * t), np.sin(2 * np.pi * 1600 * t))
+    x: F32 = (0.1 * tone * (t % 2.5 < 1.0)).astype(np.float32)
+    return x
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One sound that is to be had from the mixture: its name, itself, whom or what to ask for, the file it is written to."""
+
+    name: str
+    target: F32
+    voice: Voiceprint | None
+    file: str = "after.wav"
+
+
+@dataclass(frozen=True)
+class Scene:
+    title: str
+    before: F32
+    wanted: tuple[Wanted, ...]
+
+
+def scene(task: str) -> tuple[Scene, int]:
+    """→ what is heard in the demo of this task, and the rate. Arrays: [samples] float32."""
     with as_file(files("voicewire.rt") / "samples") as folder:
-        noisy, rate, _ = audio.read(folder / "noisy.flac")
-        clean, _, _ = audio.read(folder / "clean.flac")
-    after, report = audio.process(noisy, Stream(rate))
-    paths = {name: out / name for name in ("before.wav", "after.wav", "spectrogram.png")}
-    audio.write(paths["before.wav"], noisy, rate)
-    audio.write(paths["after.wav"], after, rate)
-    before_after(paths["spectrogram.png"], noisy[:, 0], after[:, 0], rate, ("before: speech beside a 3D printer", "after: voicewire"))
-    table = Table(title=f"{len(noisy) / rate:.1f} s of speech beside a 3D printer, {rate} Hz", title_justify="left")
+        names = ("clean", "noisy") if task != "extract" else ("clean", "other", "enrol", "other_enrol")
+        clips = {name: audio.read(folder / f"{name}.flac") for name in names}
+    x, rate = {name: clip[0][:, 0] for name, clip in clips.items()}, clips["clean"][1]
+    if task == "restore":
+        return Scene("speech beside a 3D printer", x["noisy"], (Wanted("the reader", x["clean"], None),)), rate
+    if task == "query":
+        query = "a person talking"
+        ringing = Scene("a reader while the telephone rings", x["clean"] + telephone(len(x["clean"]), rate), (Wanted(f"'{query}'", x["clean"], ask(query)),))
+        return ringing, rate
+    people = (Wanted("the reader", x["clean"], enrol(x["enrol"], rate)), Wanted("the other", x["other"], enrol(x["other_enrol"], rate), "other.wav"))
+    return Scene("two talkers, equally loud", x["clean"] + x["other"], people), rate
+
+
+def run(out: Path, console: Console, task: str = "restore") -> dict[str, Path]:
+    """Write before.wav, after.wav (and other.wav) and spectrogram.png to `out`; print the table. → the paths by name."""
+    heard, rate = scene(task)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {name: out / name for name in ("before.wav", *(w.file for w in heard.wanted), "spectrogram.png")}
+    audio.write(paths["before.wav"], heard.before[:, None], rate)
+    table = Table(title=f"{heard.title}, {len(heard.before) / rate:.1f} s, {rate} Hz", title_justify="left")
     for head in ("", "before", "after"):
         table.add_column(head, justify="right" if head else "left")
-    b, a, c = noisy[:, 0], after[:, 0], clean[:, 0]
-    table.add_row("SI-SDR, dB (higher is cleaner)", f"{si_sdr_db(b, c):.1f}", f"{si_sdr_db(a, c):.1f}")
-    table.add_row("level in the pauses, dB", f"{pause_level_db(b, c, rate):.1f}", f"{pause_level_db(a, c, rate):.1f}")
+    for w in heard.wanted:
+        after, report = audio.process(heard.before[:, None], Stream(rate, task=task, voice=w.voice))
+        audio.write(paths[w.file], after, rate)
+        if w is heard.wanted[0]:
+            before_after(paths["spectrogram.png"], heard.before, after[:, 0], rate, (f"before: {heard.title}", f"after: {w.name}"))
+        b, a, c = heard.before, after[:, 0], w.target
+        table.add_row(f"SI-SDR to {w.name}, dB (higher is cleaner)", f"{si_sdr_db(b, c):.1f}", f"{si_sdr_db(a, c):.1f}")
+        table.add_row("  level in the pauses, dB", f"{pause_level_db(b, c, rate):.1f}", f"{pause_level_db(a, c, rate):.1f}")
     table.add_row("delay, ms", "0", f"{report.latency_ms:.1f}")
     table.add_row("share of one core", "0 %", f"{report.rtf:.1%}")
     console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 from numpy.typing import NDArray
+from relay_tools import FREE, Running
 
+from tools.relay_peer import Wire
 from voicewire.engines import Engine, open_engine
 from voicewire.engines.voiceprint import Voiceprint, enrol
 
@@ -63,3 +66,20 @@ def voices(voice_weights: Path) -> tuple[Voiceprint, Voiceprint]:
     from voice_weights import talker
 
     return enrol(talker(210, 6), 16000, voice_weights), enrol(talker(110, 6), 16000, voice_weights)
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Running]:
+    """A relay whose engine changes nothing."""
+    with Running(Wire(), limits=FREE, max_streams=8) as r:
+        yield r
+
+
+@pytest.fixture(autouse=True)
+def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A relay that several tests share is left without streams."""
+    yield
+    for name in {"relay", "wire"} & set(request.fixturenames):
+        relay = request.getfixturevalue(name)
+        if isinstance(relay, Running):
+            relay.close_all()

@@ -14,6 +14,7 @@ import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 from voicewire.engines import Engine
+from voicewire.rt.relay.client import Client
 from voicewire.rt.relay.limits import Limits
 from voicewire.rt.relay.server import Config, Relay
 from voicewire.rt.relay.workers import loop_factory
@@ -27,7 +28,7 @@ class Running:
     def __init__(self, engine: Engine, config: Config | None = None, **options: Any) -> None:
         self._engine, self._config = engine, config or Config(**{"port": 0, "max_streams": 8, **options})
         self._up = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(daemon=True, target=self._run)
         self.failed: BaseException | None = None
         self.opened: list[ClientConnection] = []
 
@@ -67,7 +68,8 @@ class Running:
             for _, connection in list(self.relay.sessions.values()):
                 connection.transport.abort()
 
-        self.loop.call_soon_threadsafe(cut)
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(cut)
         self.__exit__()
 
     def drain(self, seconds: float | None = None) -> None:
@@ -108,6 +110,34 @@ class Running:
         return ws
 
 
+def moved(engine: Engine, options: dict[str, Any], x: np.ndarray, how: dict[str, Any], ask: tuple[Any, ...]) -> tuple[np.ndarray, int]:
+    """x: [n] int16 at 16 kHz through one relay and, from the middle on, another; `ask` from sample 3,200 on. → what comes back, [n], and how often it moved."""
+    with Running(engine, **options) as here, Running(engine, **options) as there:
+
+        async def go() -> tuple[np.ndarray, int]:
+            async with Client(here.url, 16000, **how) as client:
+
+                async def feed() -> None:
+                    for k, block in enumerate(np.split(x, 50)):
+                        if k == 10:
+                            await client.ask(*ask)
+                        if k == 20:
+                            client._url = there.url
+                            here.drain()
+                            while not client.moves:  # noqa: ASYNC110
+                                await asyncio.sleep(0.01)
+                        await client.send(block)
+                    await client.stop()
+
+                feeding, heard = asyncio.create_task(feed()), []
+                while (y := await client.receive()) is not None:
+                    heard.append(y)
+                await feeding
+                return np.concatenate(heard)[:, 0], client.moves
+
+        return asyncio.run(asyncio.wait_for(go(), 60))
+
+
 def wait_for(what: Callable[[], bool], seconds: float = 2.0) -> bool:
     end = time.monotonic() + seconds
     while not what():
@@ -143,7 +173,7 @@ def exchange(ws: ClientConnection, blocks: list[bytes]) -> bytes:
             if isinstance(message, bytes):
                 heard.append(message)
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(daemon=True, target=read)
     reader.start()
     for b in blocks:
         ws.send(b)

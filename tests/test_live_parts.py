@@ -53,7 +53,7 @@ def test_ring_between_two_threads() -> None:
         while at < n:
             at += ring.write(np.arange(at, min(n, at + 31), dtype=np.float32)[:, None])
 
-    t = threading.Thread(target=write)
+    t = threading.Thread(daemon=True, target=write)
     t.start()
     while sum(map(len, got)) < n:
         got.append(ring.read(23))

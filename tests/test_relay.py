@@ -64,19 +64,6 @@ def relay(engine: Engine) -> Any:
         yield r
 
 
-@pytest.fixture(scope="module")
-def wire() -> Any:
-    with Running(Wire(), limits=FREE, max_streams=8) as r:
-        yield r
-
-
-@pytest.fixture(autouse=True)
-def _tidy(request: pytest.FixtureRequest) -> Any:
-    yield
-    for name in {"relay", "wire"} & set(request.fixturenames):
-        request.getfixturevalue(name).close_all()
-
-
 # -- the same samples --------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +88,7 @@ def test_streams_at_once_are_each_bit_equal_to_one_alone(relay: Running, engine:
         rate, x, sizes = jobs[i]
         results[i] = exchange(relay.start(rate=rate, live=False), cut(x.tobytes(), sizes))
 
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(jobs))]
+    threads = [threading.Thread(daemon=True, target=one, args=(i,)) for i in range(len(jobs))]
     for t in threads:
         t.start()
     for t in threads:
@@ -430,7 +417,7 @@ def test_a_file_may_wait_longer_than_a_ping() -> None:
 def test_files_lose_nothing_to_a_slow_reader(wire: Running) -> None:
     x = (1000 * np.random.default_rng(0).standard_normal((48000 * 3, 8))).astype(np.float32) / 32768
     ws = wire.start(rate=48000, format="f32le", channels=8, live=False)
-    sender = threading.Thread(target=lambda: [ws.send(b) for b in [*cut(x.tobytes(), [160000]), '{"event": "stop"}']])
+    sender = threading.Thread(daemon=True, target=lambda: [ws.send(b) for b in [*cut(x.tobytes(), [160000]), '{"event": "stop"}']])
     sender.start()
     time.sleep(0.5)
     got = b"".join(m for m in ws if isinstance(m, bytes))

@@ -280,7 +280,7 @@ def test_workers_share_a_port_and_streams_move_when_one_is_emptied(engine: Engin
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ".links"})
     lines: list[str] = []
     assert server.stderr is not None
-    reader = threading.Thread(target=lambda: [lines.append(line) for line in server.stderr or ()])
+    reader = threading.Thread(daemon=True, target=lambda: [lines.append(line) for line in server.stderr or ()])
     reader.start()
     try:
         assert wait_for(lambda: sum('"listen"' in line for line in lines) == 2, 60), lines

@@ -242,7 +242,7 @@ def test_threads_share_a_stream_safely(engine: Engine) -> None:
         for _ in range(200):
             counts.append(len(stream.process(noise(97))))
 
-    threads = [threading.Thread(target=push) for _ in range(3)]
+    threads = [threading.Thread(daemon=True, target=push) for _ in range(3)]
     for t in threads:
         t.start()
     for t in threads:

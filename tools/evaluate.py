@@ -62,6 +62,17 @@ def find_pairs(folder: Path) -> list[Pair]:
     return pairs
 
 
+def mixtures(folder: Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of FOLDER/manifest.csv. ValueError unless it is there with these columns."""
+    path, rows = folder / "manifest.csv", list[dict[str, str]]()
+    if path.exists():
+        with path.open(newline="") as f:
+            rows = list(csv.DictReader(f))
+    if not rows or not set(columns) <= set(rows[0]):
+        raise ValueError(f"{folder} needs a manifest.csv with {', '.join(columns)}")
+    return rows
+
+
 def load(path: Path) -> np.ndarray:
     x, rate = sf.read(path, dtype="float32", always_2d=True)
     y: np.ndarray = soxr.resample(x.mean(1), rate, RATE).astype(np.float32)

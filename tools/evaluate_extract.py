@@ -11,7 +11,6 @@ voiceprint keeps its gain).
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable
@@ -22,14 +21,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from voicewire.engines.engine import WEIGHTS, EngineError, open_engine
+from voicewire.engines.engine import EngineError, open_engine, weights_for
 from voicewire.engines.voiceprint import enrol
 from voicewire.rt import files
 from voicewire.rt.demo import si_sdr_db
 from voicewire.rt.stream import Stream
 
 from . import metrics
-from .evaluate import load
+from .evaluate import load, mixtures
 
 RATE = metrics.RATE
 
@@ -110,14 +109,14 @@ def table(result: dict[str, list[dict[str, Any]]]) -> str:
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("mixtures", type=Path)
-    p.add_argument("--weights", type=Path, default=WEIGHTS)
+    p.add_argument("--weights", type=Path, default=weights_for("extract"))
     p.add_argument("--json", type=Path, help="write every score here")
     a = p.parse_args()
-    if not (a.mixtures / "manifest.csv").exists():
-        print(f"evaluate_extract: {a.mixtures} needs a manifest.csv with mix, target, interferer, enrol", file=sys.stderr)
+    try:
+        clips = mixtures(a.mixtures, "mix", "target", "interferer", "enrol", "same_sex")
+    except ValueError as e:
+        print(f"evaluate_extract: {e}", file=sys.stderr)
         return 2
-    with (a.mixtures / "manifest.csv").open(newline="") as f:
-        clips = list(csv.DictReader(f))
     systems = [Extractor("unprocessed", lambda x, _: x)]
     for make in (lambda: ours(a.weights), voicefilter_lite):
         try:

@@ -12,7 +12,6 @@ the other sound is asked for (the queried sound itself being 0 dB), and the othe
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
@@ -20,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from voicewire.engines.engine import WEIGHTS, Engine, EngineError, open_engine
+from voicewire.engines.engine import Engine, EngineError, open_engine, weights_for
 from voicewire.engines.query import Query, ask
 from voicewire.rt import files
 from voicewire.rt.demo import si_sdr_db
 from voicewire.rt.stream import Stream
 
-from .evaluate import load
+from .evaluate import load, mixtures
 from .metrics import RATE
 from .queries import class_of, wordings
 
@@ -108,22 +107,18 @@ def table(rows: list[dict[str, float]]) -> str:
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("mixtures", type=Path)
-    p.add_argument("--weights", type=Path, default=WEIGHTS)
+    p.add_argument("--weights", type=Path, default=weights_for("query"))
     p.add_argument("--json", type=Path, help="write every score here")
     a = p.parse_args()
-    if not (a.mixtures / "manifest.csv").exists():
-        print(f"evaluate_query: {a.mixtures} needs a manifest.csv with mix, target, query, other", file=sys.stderr)
-        return 2
-    with (a.mixtures / "manifest.csv").open(newline="") as f:
-        clips = list(csv.DictReader(f))
     spoken, rows = wordings(), []
     try:
+        clips = mixtures(a.mixtures, "mix", "target", "query", "other")
         asker = Asker(open_engine("onnx", a.weights), a.weights)
         for clip in tqdm(clips, unit="clip", disable=None):
             mix, target = (load(a.mixtures.parent / clip[k]) for k in ("mix", "target"))
             name = class_of(clip["query"], spoken)
             rows.append({"id": clip["id"]} | judge(asker, mix, target, clip["query"], clip["other"], spoken[name]["unseen"] if name else []))
-    except EngineError as e:
+    except (ValueError, EngineError) as e:
         print(f"evaluate_query: {e}", file=sys.stderr)
         return 2
     print(table(rows))

@@ -27,13 +27,14 @@ from tqdm import tqdm
 PACKAGES = (
     "torcs-data", "flightgear-data-base", "warzone2100-data", "openarena-data", "sonic-pi-samples", "trigger-rally-data", "xmoto-data", "neverball-data",
     "hedgewars-data", "supertux-data", "megaglest-data", "endless-sky-data", "colobot-common-sounds", "lugaru-data", "scorched3d-data", "freedroidrpg-data",
+    "ufoai-sound", "searchandrescue-data", "warmux-data", "freeorion-data", "extremetuxracer-data", "naev-data",
 )  # fmt: skip
 AUDIO, ARCHIVES = {".wav", ".ogg", ".flac"}, {".pk3", ".wz", ".zip"}
 # voices and music are no noise; tonal samples of instruments are no noise either
 NOT_NOISE = re.compile(
     r"voice|speech|music|talk|taunt|vocal|radio|announc|/player/|/feedback/|mission|tutorial|dialog|song|theme|track|atc|copilot|gpws|mk-viii|"
     r"_(ack|select|sel|attack|die)_?\d|/(pcv|com|col|det|res_|build|nme)\w*\.|/\d*(min)?\.ogg|contact_sound|attack_sound|_sound_\d|carry|hands|cant|"
-    r"descend|climb|monitor|maintain|traffic|checklist|glove|vertical|hellish|hell_|good_morning|dracula|chant|"
+    r"scream|death|hurt\d|die\d|suicide|descend|climb|monitor|maintain|traffic|checklist|glove|vertical|hellish|hell_|good_morning|dracula|chant|"
     r"tabla|guit_|bass_|loop_(amen|break|comp|garz|mehack|mika|perc|safari|tabla|weird|elect|drone)|ambi_(choir|piano)|/(bd|sn|drum|elec|mehackit|glitch)_",
     re.IGNORECASE,
 )

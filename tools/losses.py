@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .run import bf16
+from .words import Hearing, misheard
+
 LOUD = 0.05  # RMS that targets are brought to
 MISSING = 4.0  # speech taken away costs words; noise left over costs comfort (asymmetric loss of VoiceFilter-Lite, Wang et al. 2020)
 QUIET = 3e-3  # of the mixture's power may be left where there should be silence: 25 dB less is enough
@@ -95,15 +98,17 @@ def _compressed(x: Tensor, n_fft: int, hop: int) -> tuple[Tensor, Tensor]:
 
 
 class EnhanceLoss(nn.Module):
-    """Compressed complex + magnitude error at three resolutions, logarithmic error ratio, loudness disturbance.
+    """Compressed complex + magnitude error at three resolutions, logarithmic error ratio, loudness disturbance, what a recogniser hears otherwise.
 
-    left: weight of what is left, in log10 of its share of the mixture, where the target is silent. `parts` of the result are detached, for the log.
+    left: weight of what is left, in log10 of its share of the mixture, where the target is silent. words: weight of `misheard` (a recogniser is
+    loaded for it). `parts` of the result are detached, for the log.
     """
 
-    def __init__(self, snr: float, perceptual: float, missing: float = MISSING, left: float = 0.0) -> None:
+    def __init__(self, snr: float, perceptual: float, missing: float = MISSING, left: float = 0.0, words: float = 0.0) -> None:
         super().__init__()
-        self.snr, self.perceptual, self.missing, self.left = snr, perceptual, missing, left
+        self.snr, self.perceptual, self.missing, self.left, self.words = snr, perceptual, missing, left, words
         self.loudness = Loudness()
+        self.hearing = Hearing() if words else None
 
     def forward(self, y: Tensor, target: Tensor, mix: Tensor) -> tuple[Tensor, dict[str, float]]:
         power = target.square().mean(1)
@@ -128,4 +133,10 @@ class EnhanceLoss(nn.Module):
             loud = (self.loudness(y, target) * speaks).sum() / speaks.sum().clamp_min(1)
             total = total + self.perceptual * loud
             parts["loudness"] = loud.item()
+        if self.hearing is not None:
+            with bf16(y.device.type):
+                heard = misheard(self.hearing, y, target)
+            heard = (heard * speaks).sum() / speaks.sum().clamp_min(1)
+            total = total + self.words * heard
+            parts["misheard"] = heard.item()
         return total, parts

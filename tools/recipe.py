@@ -32,6 +32,7 @@ class Train:
     ema: float = 0.998
     snr: float = 0.5
     perceptual: float = 0.15
+    words: float = 0.0  # tools.train: weight of what a recogniser hears otherwise in restored speech; needs the extra [eval], two thirds more time a step
     teacher: float = 0.0  # tools.train_voice: weight of telling what Resemblyzer hears; needs the extra [eval]
     checkpoint_minutes: float = 4.0
     seed: int = 0

@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 
 from . import degrade
-from .mixer import Mixer, Rng
+from .mixer import Example, Mixer, Rng, recording_gain
 
 LEAST_SECONDS = 2.5  # of one person: an enrolment and something to hear
 Span = tuple[int, int]
@@ -95,7 +95,7 @@ class Talkers(Mixer):
         h = self.room(rng)
         return enrol, degrade.convolve(x, h), degrade.convolve(x, degrade.early_part(h, self.rate))
 
-    def scene(self, rng: Rng) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def scene(self, rng: Rng) -> list[Example]:
         """One mixture, one of its talkers, and often another one too: [(mixture [samples], target [samples], enrolment [enrol_samples])], float32.
 
         Sometimes the talker says nothing, sometimes nobody else does. The same mixture with two enrolments shows what an enrolment is for.
@@ -127,21 +127,16 @@ class Talkers(Mixer):
             y = self.some_noise(rng, self.n)
             mix += y * np.float32(loud / max(1e-5, float(np.sqrt((y**2).mean()))) * 10 ** (-rng.uniform(3, 30) / 20))
         mix += rng.standard_normal(self.n).astype(np.float32) * np.float32(loud * 10 ** (-rng.uniform(35, 70) / 20))
-        gain_all = 10 ** (rng.uniform(-42, -14) / 20) / max(1e-4, float(np.sqrt((mix**2).mean())))
-        scale = np.float32(min(gain_all, 0.98 / max(1e-4, float(np.abs(mix).max()))))
+        scale = recording_gain(rng, mix)
         rows = []
         for target, enrol in known[: 2 if rng.random() < 0.7 else 1]:
             enrol = self.enrolment(rng, enrol)
             rows.append((mix * scale, target * scale, (enrol * np.float32(0.3 / max(1e-4, float(np.abs(enrol).max())))).astype(np.float32)))
         return rows
 
-    def extraction_batch(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def extraction_batch(self, i: int) -> Example:
         """Batch i of mixtures, targets, enrolments, one an example in every row."""
-        rng = np.random.default_rng([self.seed, i, 1])
-        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        while len(rows) < self.size:
-            rows += self.scene(rng)
-        return tuple(np.stack(column[: self.size]) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+        return self.filled(self.scene, np.random.default_rng([self.seed, i, 1]))
 
     def likeness_batch(self, i: int, people: int) -> tuple[np.ndarray, np.ndarray]:
         """[2, people, enrol_samples]: two recordings each of `people` different talkers, and the same before microphone, room and noise."""

@@ -119,7 +119,7 @@ class Run(TimedRun):
     def train(self, minutes: float, steps: int | None) -> None:
         t, data = self.recipe.train, self.recipe.data
         loss_of = {
-            "restore": EnhanceLoss(t.snr, t.perceptual).to(self.device),
+            "restore": EnhanceLoss(t.snr, t.perceptual, words=t.words).to(self.device),
             # who is not sure whom to keep must not keep both, and nobody where the talker is not there
             "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=t.snr).to(self.device),
             "query": EnhanceLoss(2 * t.snr, 0.0, missing=1.0, left=t.snr).to(self.device),  # (loudness as PESQ has it is about speech)

@@ -31,6 +31,7 @@ def _add_server(s: Any) -> None:
     s.add_argument("--cert", type=Path, metavar="FILE", help="TLS: certificate chain, PEM")
     s.add_argument("--key", type=Path, metavar="FILE", help="TLS: its private key, PEM")
     s.add_argument("--engine", default="onnx", help="onnx (default); on an NVIDIA GPU tensorrt or torch-cuda; auto takes the first that works")
+    s.add_argument("--tasks", action="store_true", help="also extract talkers and pick out sounds, with weights that know how and restore a little worse")
     s.add_argument("--max-streams", type=_number(1, 4096), metavar="N", help="streams of each worker (default: measured at start)")
     s.add_argument("--max-minutes", type=_number(1, 100000), metavar="N", help="longest session (default: no limit)")
     s.add_argument("--drain-s", type=_number(0, 86400), default=30, metavar="S", help="how long streams may go on after SIGTERM")
@@ -41,7 +42,6 @@ def add_commands(sub: Any) -> None:
     """Add the commands to a parser's sub-commands."""
     s = sub.add_parser("serve", help="relay speech over WebSockets, many streams at once")
     _add_server(s)
-    s.add_argument("--tasks", action="store_true", help="also extract talkers and pick out sounds, with weights that know how and restore a little worse")
     s.add_argument("--workers", type=_number(1, 256), default=1, metavar="N", help="processes that share the port, one a core")
     s.add_argument("--handover", type=Path, metavar="DIR", help="private folder through which streams move between workers (--workers makes one)")
 

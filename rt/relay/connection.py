@@ -191,7 +191,7 @@ class Connection(ServerConnection):
                 self.loop.call_later(0.05 - self._allowance / most, self._rest)
 
     def _rest(self) -> None:
-        if self.session is None or not self.session.held:
+        if self._waiting is None and (self.session is None or not self.session.held):
             self.hold(False)
 
     def refuse(self, error: ProtocolError) -> None:

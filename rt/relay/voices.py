@@ -71,14 +71,14 @@ class Voices:
     def check(self) -> None:
         """ProtocolError `no_voices` where the weights know none."""
         if self.weights is None:
-            raise ProtocolError("no_voices", "the weights of this server know no voices; there is: restore (with voicewire serve --tasks: more)")
+            raise ProtocolError("no_voices", "the weights of this server know no voices; there is: restore (with --tasks: more)")
 
     def check_queries(self) -> None:
         """ProtocolError `no_queries` where the weights take none."""
         if not self.queries:
             raise ProtocolError(
                 "no_queries",
-                f"the weights of this server take no queries; there is: restore{', extract' if self.weights else ' (with voicewire serve --tasks: more)'}",
+                f"the weights of this server take no queries; there is: restore{', extract' if self.weights else ' (with --tasks: more)'}",
             )
 
     async def query(self, text: str) -> Query:

@@ -41,7 +41,7 @@ def configure(a: argparse.Namespace) -> Config:
     door = Door(a.token, tuple(o.rstrip("/") for o in a.origin), a.host in LOOPBACK)
     return Config(
         host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record,
-        handover=getattr(a, "handover", None), engine=a.engine, weights=weights_for("query") if getattr(a, "tasks", False) else None,
+        handover=getattr(a, "handover", None), engine=a.engine, weights=weights_for("query") if a.tasks else None,
     )  # fmt: skip
 
 

@@ -288,7 +288,7 @@ def test_what_would_not_help_is_not_tried() -> None:
 def test_send_goes_on_and_gives_up_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     relay, source, target = Again(), tmp_path / "in.wav", tmp_path / "out.wav"
     sf.write(source, voice(2), RATE, subtype="PCM_16")
-    monkeypatch.setattr(send, "Client", functools.partial(Client, patience_s=5.0))
+    monkeypatch.setattr(send, "Client", functools.partial(Client, patience_s=20.0))
 
     def during(code: int, *events: Callable[[], Any]) -> None:
         def happen() -> None:
@@ -297,19 +297,22 @@ def test_send_goes_on_and_gives_up_with_exit_code_2(tmp_path: Path, capsys: pyte
             for event in events:
                 event()
 
-        happening = threading.Thread(target=happen)
+        happening = threading.Thread(daemon=True, target=happen)
         happening.start()
         assert main(["send", str(source), str(target), "--url", relay.url, "--realtime"]) == code
         happening.join()
 
-    during(0, relay.restart)
-    assert np.array_equal(sf.read(target, dtype="int16")[0], voice(2))
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and "connecting again" in lines[0] and "connected again after" in lines[1], lines
-    monkeypatch.setattr(send, "Client", functools.partial(Client, patience_s=0.5))
-    during(2, relay.end)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and "given up" in lines[1], lines
+    try:
+        during(0, relay.restart)
+        assert np.array_equal(sf.read(target, dtype="int16")[0], voice(2))
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 2 and "connecting again" in lines[0] and "connected again after" in lines[1], lines
+        monkeypatch.setattr(send, "Client", functools.partial(Client, patience_s=0.5))
+        during(2, relay.end)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 2 and "given up" in lines[1], lines
+    finally:
+        relay.end()
 
 
 def test_a_server_killed_and_started_again() -> None:

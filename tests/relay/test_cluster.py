@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -20,11 +21,15 @@ import pytest
 from relay_tools import wait_for
 
 from voicewire.engines import Engine
+from voicewire.engines.query import takes_queries
+from voicewire.engines.voiceprint import known
 from voicewire.rt import Stream
 from voicewire.rt.cli import main
 from voicewire.rt.lane import to_int16
 from voicewire.rt.relay.client import Client, RelayError
+from voicewire.rt.relay.command import add_commands
 from voicewire.rt.relay.scale import Sizes, change
+from voicewire.rt.relay.workers import configure
 
 
 @pytest.mark.parametrize(
@@ -54,6 +59,15 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
     assert capsys.readouterr().err == "voicewire: voicewire cluster needs Ray (ray is missing); pip install 'voicewire[cluster]'\n"
 
 
+@pytest.mark.parametrize("command", ["serve", "cluster"])
+def test_both_servers_offer_all_tasks_when_told_to(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers(dest="command"))
+    assert configure(parser.parse_args([command])).weights is None
+    weights = configure(parser.parse_args([command, "--tasks"])).weights
+    assert weights is not None and known(weights) and takes_queries(weights)
+
+
 class Cluster:
     """`voicewire cluster` as a process; `workers`: (address, pid) in the order they came."""
 
@@ -65,7 +79,7 @@ class Cluster:
         path = os.pathsep.join([".links", *filter(None, sys.path)])
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
         self.lines: list[str] = []
-        self._reader = threading.Thread(target=lambda: [self.lines.append(line) for line in self.process.stderr or ()])
+        self._reader = threading.Thread(daemon=True, target=lambda: [self.lines.append(line) for line in self.process.stderr or ()])
         self._reader.start()
         assert wait_for(lambda: len(self.workers) == 2 or self.process.poll() is not None, 120) and self.process.poll() is None, self.lines
 

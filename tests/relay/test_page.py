@@ -320,7 +320,7 @@ class FrontDoor:
     def __init__(self, relay: Running, voices: str) -> None:
         self.relay, self._voices = relay, voices
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread = threading.Thread(daemon=True, target=lambda: asyncio.run(self._run()))
         self._thread.start()
         assert self._ready.wait(20)
 

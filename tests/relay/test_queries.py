@@ -16,7 +16,7 @@ import pytest
 import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_tools import FREE, Running, blocks, exchange, reply, say, wait_for
+from relay_tools import FREE, Running, blocks, exchange, moved, reply, say, wait_for
 from voice_weights import talker
 from websockets.exceptions import ConnectionClosed
 
@@ -85,13 +85,6 @@ def relay(voice_engine: Engine, voice_weights: Path) -> Iterator[Running]:
         yield r
 
 
-@pytest.fixture(autouse=True)
-def _tidy(request: pytest.FixtureRequest) -> Any:
-    yield
-    if "relay" in request.fixturenames:
-        request.getfixturevalue("relay").close_all()
-
-
 # -- the same samples --------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +130,7 @@ def test_sounds_talkers_and_tasks_in_one_batch_do_not_leak(relay: Running, voice
             messages.append(heard[i][at : at + n].tobytes())
         results[i] = exchange(ws, messages)
 
-    threads = [threading.Thread(target=talk, args=(i,)) for i in range(len(jobs))]
+    threads = [threading.Thread(daemon=True, target=talk, args=(i,)) for i in range(len(jobs))]
     for t in threads:
         t.start()
     for t in threads:
@@ -429,28 +422,5 @@ def test_the_client_asks_and_comes_again(voice_engine: Engine, voice_weights: Pa
 
 def test_the_client_moves_with_its_sound(voice_engine: Engine, voice_weights: Path, asked: Asked, tmp_path: Path) -> None:
     x, options = sounds(1.0), {"max_streams": 2, "handover": tmp_path, "weights": voice_weights, "limits": FREE}
-    with Running(voice_engine, **options) as here, Running(voice_engine, **options) as there:
-
-        async def go() -> tuple[np.ndarray, int]:
-            async with Client(here.url, RATE, live=False, query_gain_db=-20) as client:
-
-                async def feed() -> None:
-                    for k, block in enumerate(np.split(x, 50)):
-                        if k == 10:
-                            await client.ask("query", query=BELL)
-                        if k == 20:
-                            client._url = there.url
-                            here.drain()
-                            while not client.moves:  # noqa: ASYNC110
-                                await asyncio.sleep(0.01)
-                        await client.send(block)
-                    await client.stop()
-
-                feeding, heard = asyncio.create_task(feed()), []
-                while (y := await client.receive()) is not None:
-                    heard.append(y)
-                await feeding
-                return np.concatenate(heard)[:, 0], client.moves
-
-        y, moves = asyncio.run(asyncio.wait_for(go(), 60))
+    y, moves = moved(voice_engine, options, x, {"live": False, "query_gain_db": -20}, ("query", None, BELL))
     assert moves == 1 and np.array_equal(y, alone(voice_engine, x, changes={3200: asked(BELL)}, query_gain_db=-20.0))

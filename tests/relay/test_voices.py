@@ -18,10 +18,9 @@ import pytest
 import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_tools import FREE, Running, blocks, exchange, reply, say, wait_for
+from relay_tools import FREE, Running, blocks, exchange, moved, reply, say, wait_for
 from voice_weights import talker
 
-from tools.relay_peer import Wire
 from voicewire.engines import Engine
 from voicewire.engines.engine import pinned_part
 from voicewire.engines.gpu.ends import Ends
@@ -70,19 +69,6 @@ def alone(engine: Engine, x: np.ndarray, rate: int = RATE, asked: dict[int, Any]
 def relay(voice_engine: Engine, voice_weights: Path) -> Iterator[Running]:
     with Running(voice_engine, limits=FREE, max_streams=8, weights=voice_weights) as r:
         yield r
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Running]:
-    with Running(Wire(), limits=FREE, max_streams=8) as r:
-        yield r
-
-
-@pytest.fixture(autouse=True)
-def _tidy(request: pytest.FixtureRequest) -> Any:
-    yield
-    for name in {"relay", "wire"} & set(request.fixturenames):
-        request.getfixturevalue(name).close_all()
 
 
 # -- the same samples --------------------------------------------------------------------------------------------------
@@ -138,7 +124,7 @@ def test_talkers_and_tasks_in_one_batch_do_not_leak(relay: Running, voice_engine
             messages.append(sounds[i][at : at + n].tobytes())
         results[i] = exchange(ws, messages)
 
-    threads = [threading.Thread(target=talk, args=(i,)) for i in range(len(jobs))]
+    threads = [threading.Thread(daemon=True, target=talk, args=(i,)) for i in range(len(jobs))]
     for t in threads:
         t.start()
     for t in threads:
@@ -447,30 +433,7 @@ def test_the_client_asks_enrolls_and_comes_again(voice_engine: Engine, voice_wei
 
 def test_the_client_moves_with_its_talker(voice_engine: Engine, voice_weights: Path, voices: Voices, tmp_path: Path) -> None:
     x, options = both(1.0), {"max_streams": 2, "handover": tmp_path, "weights": voice_weights, "limits": FREE}
-    with Running(voice_engine, **options) as here, Running(voice_engine, **options) as there:
-
-        async def go() -> tuple[np.ndarray, int]:
-            async with Client(here.url, RATE, live=False) as client:
-
-                async def feed() -> None:
-                    for k, block in enumerate(np.split(x, 50)):
-                        if k == 10:
-                            await client.ask("extract", voices[0].to_bytes())
-                        if k == 20:
-                            client._url = there.url
-                            here.drain()
-                            while not client.moves:  # noqa: ASYNC110
-                                await asyncio.sleep(0.01)
-                        await client.send(block)
-                    await client.stop()
-
-                feeding, heard = asyncio.create_task(feed()), []
-                while (y := await client.receive()) is not None:
-                    heard.append(y)
-                await feeding
-                return np.concatenate(heard)[:, 0], client.moves
-
-        y, moves = asyncio.run(asyncio.wait_for(go(), 60))
+    y, moves = moved(voice_engine, options, x, {"live": False}, ("extract", voices[0].to_bytes()))
     assert moves == 1 and np.array_equal(y, alone(voice_engine, x, asked={3200: ("extract", voices[0])}))
 
 
