@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from relay_tools import Running, exchange, reply, wait_for
+from relay_tools import FREE, Running, exchange, reply, wait_for
 
 from voicewire.engines import Engine
 from voicewire.engines.codec_engine import CodecEngine
@@ -31,8 +31,8 @@ def codec() -> CodecEngine:
 
 
 @pytest.fixture(scope="module")
-def running(engine: Engine) -> Iterator[Running]:
-    with Running(engine) as r:
+def relay(engine: Engine) -> Iterator[Running]:
+    with Running(engine, limits=FREE, max_streams=8) as r:
         yield r
 
 
@@ -42,10 +42,10 @@ def messages(x: np.ndarray, codec: CodecEngine, frames: int) -> list[bytes]:
     return [pack_bits(found[t : t + frames], codec.config.bits) for t in range(0, len(found), frames)]
 
 
-def test_there_and_back_is_the_codecs_own(running: Running, codec: CodecEngine, clean: np.ndarray) -> None:
+def test_there_and_back_is_the_codecs_own(relay: Running, codec: CodecEngine, clean: np.ndarray) -> None:
     """Bypassed, the relay only delays: decoded, 30 ms later, encoded again."""
     sent = messages(clean[:32000], codec, 4)
-    got = exchange(running.start(format="tokens", weights=codec.weights, bypass=True), sent)
+    got = exchange(relay.start(format="tokens", weights=codec.weights, bypass=True), sent)
     near, again = Tokens(16000, 1, codec.weights), TokenEncoder(16000, codec)
     heard = np.concatenate([near.decode(m)[:, 0] for m in sent])
     late = np.concatenate([np.zeros(480, np.int16), heard])
@@ -73,8 +73,8 @@ def test_a_lost_message_costs_only_itself(codec: CodecEngine, clean: np.ndarray)
     assert 0.5 < b / a < 2, "some frames after the loss it should be as loud"
 
 
-def test_with_header_losses_are_made_up(running: Running, codec: CodecEngine, clean: np.ndarray) -> None:
-    ws = running.start(format="tokens", weights=codec.weights, header=True)
+def test_with_header_losses_are_made_up(relay: Running, codec: CodecEngine, clean: np.ndarray) -> None:
+    ws = relay.start(format="tokens", weights=codec.weights, header=True)
     sent = messages(clean[:32000], codec, 1)
     for i, m in enumerate(sent):
         if i not in (20, 21):
@@ -95,10 +95,10 @@ def test_answers_are_as_long_as_what_comes(codec: CodecEngine) -> None:
     assert sum(len(three.decode(m)) for m in [*out, *three.flush()]) == 6 * 320 and three.flush() != out
 
 
-def test_what_is_no_tokens_is_refused(running: Running, codec: CodecEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_tokens_is_refused(relay: Running, codec: CodecEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     bits, streams = codec.config.bits, codec.config.streams
     frame = len(pack_bits(np.zeros((1, streams), np.int64), bits))
-    ws = running.start(format="tokens", weights=codec.weights)
+    ws = relay.start(format="tokens", weights=codec.weights)
     for bad in (b"", b"\0" * (frame - 1), b"\0" * ((MOST_FRAMES + 1) * bits * streams // 8 + 1), b"\0" * (frame + 1)):
         ws.send(bad)
         said = reply(ws, "error")
@@ -131,11 +131,11 @@ def test_any_rate(codec: CodecEngine) -> None:
     np.testing.assert_array_equal(again.decode(frame)[:, 0], to_int16(y))
 
 
-def test_example_runs(running: Running, noisy: np.ndarray, clean: np.ndarray, tmp_path: Path) -> None:
+def test_example_runs(relay: Running, noisy: np.ndarray, clean: np.ndarray, tmp_path: Path) -> None:
     """At 2.5 kbit/s both ways what comes back is aligned with what was sent, with a tenth of it lost shorter by that."""
     sf.write(tmp_path / "in.wav", clean[:64000], 16000)
     for lost in ("0", "10"):
-        args = ["examples/relay_tokens.py", tmp_path / "in.wav", tmp_path / "out.wav", running.url, lost]
+        args = ["examples/relay_tokens.py", tmp_path / "in.wav", tmp_path / "out.wav", relay.url, lost]
         done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, env={"PYTHONPATH": ".links"})
         assert done.returncode == 0, done.stderr
         y, rate = sf.read(tmp_path / "out.wav", dtype="float32")
