@@ -99,8 +99,8 @@ def test_training_and_running_quantise_alike() -> None:
     trained, found, _, z = q.train_step(x, torch.tensor([3, 3, 1, 0]))
     for new, old in zip(q._books(), before, strict=True):
         new.codes.copy_(old)  # as they were searched
+    assert torch.equal(q.encode(z), found)
     torch.testing.assert_close(trained[0], q.decode(found)[0])
-    assert (q.encode(z) == found).float().mean() > 0.5, "training searches one way only, which mostly is the best"
     torch.testing.assert_close(trained[3], q.widen.bias.expand(50, 16))
 
 

@@ -128,23 +128,23 @@ class Quantiser(nn.Module):
         added afterwards (the same unless the stream it comes from is dropped). → (y [B, T, dim], index [B, T, layers], commitment loss, z of `project`).
         """
         z = self.project(x)
-        rest, q, loss, index = z if guess is None else z - guess, torch.zeros_like(z), z.new_zeros(()), []
+        rest, q, loss = z if guess is None else z - guess, torch.zeros_like(z), z.new_zeros(())
+        index = self.encode(rest.detach())
         for i, book in enumerate(self._books()):
-            found = book.search(rest.detach())
+            found = index[..., i]
             code = book.look_up(found)
             book.learn(rest.detach().flatten(0, 1), found.flatten())  # after: what is heard in training is what would be heard in use
             loss = loss + mse_loss(rest, code)
             used = (keep > i)[:, None, None].to(z.dtype)
             q = q + code * used
             rest = rest - code
-            index.append(found)
         some = (keep > 0)[:, None, None].to(z.dtype)
         q = q if heard is None else q + heard
         self.heard = (z - z.detach()) * some + q.detach()
         if self.heard.requires_grad:
             self.heard.retain_grad()
         y: Tensor = self.widen(self.heard)
-        return y, torch.stack(index, -1), loss, z
+        return y, index, loss, z
 
     @torch.no_grad()
     def weigh(self, sensitivity: Tensor) -> Tensor:
