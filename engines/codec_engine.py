@@ -51,7 +51,9 @@ class CodecEngine:
 
     def __init__(self, folder: Path = CODEC_WEIGHTS, threads: int = 1) -> None:
         if not (folder / "codec.json").exists():
-            raise EngineError(f"no codec weights in {folder}; write some there: python -m voicewire.engines.codec_export")
+            here = folder == CODEC_WEIGHTS  # for their size in no wheel
+            what = "the repository has some: pip install -e ." if here else "write some there: python -m voicewire.engines.codec_export"
+            raise EngineError(f"no codec weights in {folder}; {what}")
         try:
             meta = json.loads((folder / "codec.json").read_text())
             self.config = CodecConfig.from_dict(meta["config"])

@@ -245,10 +245,12 @@ def test_the_runtime_needs_no_torch(weights: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_weights_it_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="write some there") as e:
-        CodecEngine(tmp_path / "none")
-    assert "\n" not in str(e.value)
+def test_without_weights_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for advice in ("write some there", "pip install -e ."):
+        with pytest.raises(EngineError, match="no codec weights in") as e:
+            CodecEngine(tmp_path / "none")
+        assert "\n" not in str(e.value) and advice in str(e.value)
+        monkeypatch.setattr("voicewire.engines.codec_engine.CODEC_WEIGHTS", tmp_path / "none")  # as if installed from a wheel
 
 
 def test_example_runs(weights: Path, tmp_path: Path) -> None:
