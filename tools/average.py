@@ -1,0 +1,56 @@
+"""The mean of the weights of two runs, one of which went on from the other ("model soup", Wortsman et al. 2022): keeps what each has gained.
+
+python -m tools.average engines/weights runs/words/last.pt --out runs/mean.pt      # released weights or checkpoints of tools.train
+python -m voicewire.engines.export runs/mean.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from voicewire.engines.engine import EngineError
+from voicewire.engines.export import load_weights
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of a checkpoint, or those of a weights folder."""
+    weights: dict[str, torch.Tensor] = load_weights(path).core.state_dict() if path.is_dir() else _checkpoint(path)["ema"]
+    return weights
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    doc: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return doc
+
+
+def average(a: Path, b: Path, out: Path) -> None:
+    """b, a checkpoint, says what the model is. ValueError unless both are of one shape."""
+    one, doc = read(a), _checkpoint(b)
+    two = doc["ema"]
+    if {k: v.shape for k, v in one.items()} != {k: v.shape for k, v in two.items()}:
+        raise ValueError(f"{a} and {b} are not the same model")
+    mean = {k: ((one[k].float() + v.float()) / 2).to(v.dtype) if v.is_floating_point() else v for k, v in two.items()}
+    torch.save({k: doc[k] for k in ("config", "step", "minutes", "hours")} | {"ema": mean}, out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("a", type=Path, metavar="A", help="weights folder or checkpoint")
+    p.add_argument("b", type=Path, metavar="B", help="checkpoint")
+    p.add_argument("--out", type=Path, required=True)
+    args = p.parse_args(argv)
+    try:
+        average(args.a, args.b, args.out)
+    except (ValueError, OSError, EngineError) as e:
+        print(f"average: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
