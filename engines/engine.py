@@ -15,7 +15,7 @@ PINNED = ("trunk.prefix_k", "trunk.prefix_v", "trunk.prefix_on", "gain", "offset
 
 WEIGHTS = Path(__file__).parent / "weights"
 TASK_WEIGHTS = WEIGHTS / "tasks"
-_KNOWS = {"extract": "voice.onnx", "query": "query.onnx"}  # what weights hold that know a task
+_KNOWS = {"extract": "voice.onnx", "query": "query.onnx", "separate": "places.npz"}  # what weights hold that know a task
 
 
 class EngineError(RuntimeError):

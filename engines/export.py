@@ -90,6 +90,16 @@ def export_query(model: FullBand, path: Path) -> None:
     _write_voice(model, model.core.asked, torch.randn(1, model.cfg.query_dim), {}, path)
 
 
+@torch.no_grad()
+def export_places(model: FullBand, path: Path) -> None:
+    """Write the arrays of a voiceprint for every place of the task `separate`, [places, ...] each."""
+    core = model.core
+    assert core.places is not None and core.turn is not None
+    voice = core.places(torch.arange(model.cfg.separate))
+    arrays = (voice, *core.trunk.voice_row(voice), *core.turn(voice))
+    np.savez_compressed(path, **{name: a.numpy() for name, a in zip(("voice", *VOICE_PARTS), arrays, strict=True)})
+
+
 def _write_voice(model: FullBand, encoder: nn.Module | None, x: Tensor, dynamic: dict[int, Any], path: Path) -> None:
     program = torch.onnx.export(
         VoiceGraph(model.core, encoder).eval(), (x,), dynamo=True, opset_version=OPSET, input_names=["x"], output_names=["voice", *VOICE_PARTS],
@@ -156,7 +166,7 @@ def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> FullBand:
     """Write OUT/model.safetensors (fp16), model.onnx (weights stored as fp16, computed in fp32), prefix.npz (keys and values
-    of the task tokens), model.json, voice.onnx if the model knows voices, and query.onnx if it takes queries."""
+    of the task tokens), model.json, voice.onnx if the model knows voices, query.onnx if it takes queries, places.npz if it separates."""
     out.mkdir(parents=True, exist_ok=True)
     model = FullBand(ModelConfig.from_dict(core["config"])).eval()
     model.core.load_state_dict(core["ema"])
@@ -170,6 +180,8 @@ def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> F
         export_voice(model, out / "voice.onnx")
     if model.cfg.query_dim:
         export_query(model, out / "query.onnx")
+    if model.cfg.separate:
+        export_places(model, out / "places.npz")
     with torch.no_grad():
         states = [model.init_state(1, task) for task in TASKS]
     k, v = (torch.cat([s[f"trunk.prefix_{name}"][:, :, 0] for s in states]).numpy() for name in "kv")

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from voicewire.engines.engine import F32, Engine, open_engine, weights_for
+from voicewire.engines.places import separates
 from voicewire.engines.query import Query, takes_queries
 from voicewire.engines.voiceprint import Voiceprint, known, voice_rows
 
@@ -43,12 +44,13 @@ def _rss_mb() -> float:
 
 def tasks() -> tuple[str, ...]:
     """What the weights that are installed know, each its own (`weights_for`)."""
-    return ("restore", *(("extract",) if known(weights_for("extract")) else ()), *(("query",) if takes_queries(weights_for("query")) else ()))
+    found = {"extract": known(weights_for("extract")), "separate": separates(weights_for("separate")), "query": takes_queries(weights_for("query"))}
+    return ("restore", *(task for task, there in found.items() if there))
 
 
 def _somebody(engine: Engine, task: str) -> Voiceprint | None:
     """A talker or a sound that means nothing: which it is makes no step cheaper."""
-    if task == "restore":
+    if task in ("restore", "separate"):  # (which gives all its talkers a channel)
         return None
     parts = {name: np.array(rows, np.float32) for name, rows in voice_rows(engine.init_state(1, task)).items()}
     nothing: F32 = np.zeros(1, np.float32)

@@ -55,8 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     f = sub.add_parser("file", help="clean a sound file through the same path as live audio")
     f.add_argument("input", type=Path, metavar="IN")
     f.add_argument("output", type=Path, metavar="OUT")
-    f.add_argument("--task", help="what to do: restore (default), extract one talker (default with --enroll), or query (default with --query)")
+    f.add_argument(
+        "--task", help="what to do: restore (default), extract one talker (default with --enroll), query (default with --query), or separate two talkers"
+    )
     f.add_argument("--enroll", type=Path, metavar="VOICE", help="the talker to extract: a file of voicewire enroll, or a recording of that talker alone")
+    f.add_argument("--talker", type=int, metavar="N", help="of the talkers that separate tells apart keep one, 1 or 2 (default: each in a channel of OUT)")
     f.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
     f.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
     f.add_argument(
@@ -65,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DB",
         help="take away at most this many dB (restore 26, else 40; 0 changes nothing, 100 is no limit)",
     )
-    f.add_argument("--channels", choices=("mix", "each"), default="each", help="process every channel by itself (default), or their mix")
+    f.add_argument("--channels", choices=("mix", "each"), help="process every channel by itself (default, but for separate), or their mix")
     f.add_argument("--block-ms", type=_positive, default=20.0, help="size of the blocks fed to the stream (the result does not depend on it)")
     f.add_argument("--realtime", action="store_true", help="feed the file at the speed of sound")
     f.add_argument("--raw-delay", action="store_true", help="leave the delay in the output")
@@ -73,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     f.add_argument("--json", action="store_true", help="print one JSON object with the measurements")
 
     d = sub.add_parser("demo", help="a bundled recording, before and after: sound files, spectrogram, table")
-    d.add_argument("--task", choices=("restore", "extract", "query"), default="restore", help="noise, two talkers, or a telephone that rings")
+    d.add_argument(
+        "--task", choices=("restore", "extract", "separate", "query"), default="restore", help="noise, two talkers, the same unknown, or a telephone that rings"
+    )
     d.add_argument("--out", type=Path, default=Path("demo-out"))
 
     live_commands.add(sub, _positive, _strength)
@@ -102,21 +107,30 @@ def _file(a: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from voicewire.engines.engine import open_engine, weights_for
+    from voicewire.engines.places import place
     from voicewire.engines.query import ask
+    from voicewire.engines.voiceprint import Voiceprint
 
     from . import files
-    from .stream import Stream
+    from .stream import ChannelMode, Stream
 
     files.check_writable(a.output)
     if a.output.exists() and a.input.exists() and a.output.samefile(a.input):
         raise files.InputError("IN and OUT are the same file; give another name for the result")
     x, rate, subtype = files.read(a.input)
-    usual = "query" if a.query is not None else "extract" if a.enroll else "restore"
+    usual = "query" if a.query is not None else "extract" if a.enroll else "separate" if a.talker is not None else "restore"
     task = a.task or usual
     engine = open_engine(a.engine, weights_for(usual if task == "restore" else task))
-    files.check_query(a.query, a.query_gain, a.enroll)
-    voice = ask(a.query) if a.query is not None else enroll.load(a.enroll, engine.weights) if a.enroll else None
-    stream = Stream(rate, x.shape[1], task=task, voice=voice, mode=a.channels, strength_db=a.strength, query_gain_db=a.query_gain, engine=engine)
+    files.check_asked(a.query, a.query_gain, a.enroll, a.talker)
+    voice: Voiceprint | None = None
+    if a.query is not None:
+        voice = ask(a.query)
+    elif a.enroll:
+        voice = enroll.load(a.enroll, engine.weights)
+    elif a.talker is not None:
+        voice = place(a.talker)
+    mode: ChannelMode = a.channels or ("mix" if task == "separate" and voice is None else "each")
+    stream = Stream(rate, x.shape[1], task=task, voice=voice, mode=mode, strength_db=a.strength, query_gain_db=a.query_gain, engine=engine)
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=a.json or not sys.stderr.isatty()) as bar:
         shown = bar.add_task(a.input.name, total=1.0)

@@ -19,7 +19,7 @@ from .picture import before_after
 from .stream import Stream
 
 F32 = NDArray[np.float32]
-TASKS = ("restore", "extract", "query")
+TASKS = ("restore", "extract", "separate", "query")
 
 
 def si_sdr_db(estimate: F32, reference: F32) -> float:
@@ -67,7 +67,7 @@ class Scene:
 def scene(task: str) -> tuple[Scene, int]:
     """→ what is heard in the demo of this task, and the rate. Arrays: [samples] float32."""
     with as_file(files("voicewire.rt") / "samples") as folder:
-        names = ("clean", "noisy") if task != "extract" else ("clean", "other", "enrol", "other_enrol")
+        names = ("clean", "noisy") if task in ("restore", "query") else ("clean", "other", "enrol", "other_enrol")
         clips = {name: audio.read(folder / f"{name}.flac") for name in names}
     x, rate = {name: clip[0][:, 0] for name, clip in clips.items()}, clips["clean"][1]
     if task == "restore":
@@ -76,8 +76,19 @@ def scene(task: str) -> tuple[Scene, int]:
         query = "a person talking"
         ringing = Scene("a reader while the telephone rings", x["clean"] + telephone(len(x["clean"]), rate), (Wanted(f"'{query}'", x["clean"], ask(query)),))
         return ringing, rate
-    people = (Wanted("the reader", x["clean"], enrol(x["enrol"], rate)), Wanted("the other", x["other"], enrol(x["other_enrol"], rate), "other.wav"))
+    voices = (None, None) if task == "separate" else (enrol(x["enrol"], rate), enrol(x["other_enrol"], rate))
+    people = (Wanted("the reader", x["clean"], voices[0]), Wanted("the other", x["other"], voices[1], "other.wav"))
     return Scene("two talkers, equally loud", x["clean"] + x["other"], people), rate
+
+
+def hear(heard: Scene, rate: int, task: str) -> tuple[list[F32], audio.Report]:
+    """→ for everything that is wanted what comes out, [samples]."""
+    if task != "separate":
+        done = [audio.process(heard.before[:, None], Stream(rate, task=task, voice=w.voice)) for w in heard.wanted]
+        return [y[:, 0] for y, _ in done], done[-1][1]
+    y, report = audio.process(heard.before[:, None], Stream(rate, task=task))
+    orders = ([y[:, 0], y[:, 1]], [y[:, 1], y[:, 0]])  # which talker is first is the model's business
+    return max(orders, key=lambda ys: sum(si_sdr_db(a, w.target) for a, w in zip(ys, heard.wanted, strict=True))), report
 
 
 def run(out: Path, console: Console, task: str = "restore") -> dict[str, Path]:
@@ -89,12 +100,12 @@ def run(out: Path, console: Console, task: str = "restore") -> dict[str, Path]:
     table = Table(title=f"{heard.title}, {len(heard.before) / rate:.1f} s, {rate} Hz", title_justify="left")
     for head in ("", "before", "after"):
         table.add_column(head, justify="right" if head else "left")
-    for w in heard.wanted:
-        after, report = audio.process(heard.before[:, None], Stream(rate, task=task, voice=w.voice))
-        audio.write(paths[w.file], after, rate)
+    results, report = hear(heard, rate, task)
+    for w, a in zip(heard.wanted, results, strict=True):
+        audio.write(paths[w.file], a[:, None], rate)
         if w is heard.wanted[0]:
-            before_after(paths["spectrogram.png"], heard.before, after[:, 0], rate, (f"before: {heard.title}", f"after: {w.name}"))
-        b, a, c = heard.before, after[:, 0], w.target
+            before_after(paths["spectrogram.png"], heard.before, a, rate, (f"before: {heard.title}", f"after: {w.name}"))
+        b, c = heard.before, w.target
         table.add_row(f"SI-SDR to {w.name}, dB (higher is cleaner)", f"{si_sdr_db(b, c):.1f}", f"{si_sdr_db(a, c):.1f}")
         table.add_row("  level in the pauses, dB", f"{pause_level_db(b, c, rate):.1f}", f"{pause_level_db(a, c, rate):.1f}")
     table.add_row("delay, ms", "0", f"{report.latency_ms:.1f}")

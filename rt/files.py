@@ -95,10 +95,11 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path} may not be written; choose another place")
 
 
-def check_query(query: str | None, query_gain_db: float | None, talker: Path | None) -> None:
-    """InputError for options of `file` and `send` that do not go together."""
-    if query is not None and talker is not None:
-        raise InputError("--query and --enroll are two tasks; give one of them")
+def check_asked(query: str | None, query_gain_db: float | None, enrolled: Path | None, talker: int | None = None) -> None:
+    """InputError for options of `file`, `live` and `send` that do not go together."""
+    asked = [name for name, value in (("--query", query), ("--enroll", enrolled), ("--talker", talker)) if value is not None]
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} are several tasks; give one of them")
     if query_gain_db is not None and query is None:
         raise InputError("--query-gain changes how loud a queried sound is; say which with --query")
 
@@ -141,11 +142,11 @@ def process(
     timed = list(steps)
     if not raw_delay:
         out.append(stream.flush())
-    y = np.concatenate(out).astype(np.float32).reshape(-1, stream.channels)
+    y = np.concatenate(out).astype(np.float32).reshape(-1, stream.outputs)
     y = y[: len(x)] if raw_delay else y[stream.latency_samples :]
     p50, p99, p999 = np.percentile(timed, [50, 99, 99.9]) * 1e3 if timed else (0.0, 0.0, 0.0)
     report = Report(
         stream.task, stream.engine.name, stream.latency_ms, cpu / (len(x) / stream.rate), float(p50), float(p99), float(p999),
-        frames, stream.rate, stream.channels, len(x), repaired,
+        frames, stream.rate, stream.outputs, len(x), repaired,
     )  # fmt: skip
     return y, report

@@ -18,7 +18,7 @@ __all__ = ["F32", "QUERY_GAIN_DB", "USUAL_STRENGTH_DB", "Lane", "Samples", "chec
 
 # restore: a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG).
 # extract, query: what stays of the other talkers would be words, and of other sounds what nobody asked for
-USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 40.0, "query": 40.0}
+USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 40.0, "query": 40.0, "separate": 40.0}
 QUERY_GAIN_DB = (-100, 24)  # the lowest takes the sound out
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import numpy as np
 
 from voicewire.engines.config import TASKS
 from voicewire.engines.engine import PINNED, Engine, State, open_engine, weights_for
+from voicewire.engines.places import Place, places
 from voicewire.engines.query import Query
 from voicewire.engines.stft import analyse, finish, hop_samples
 from voicewire.engines.voiceprint import Voiceprint
@@ -21,7 +23,7 @@ ChannelMode = Literal["mix", "each"]
 
 RESTORES_ONLY = "(a stream that began without a voice or a query has weights that only restore: begin it with one)"
 VOICE_OF_ANOTHER = f"the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice {RESTORES_ONLY}"
-BUILT_TASKS = ("restore", "extract", "query")
+BUILT_TASKS = ("restore", "extract", "separate", "query")
 
 
 def check_task(task: str) -> str:
@@ -33,13 +35,19 @@ def check_task(task: str) -> str:
 
 def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:
     """ValueError unless the task has the voice or the query it needs, made with the engine's weights."""
-    query = isinstance(voice, Query)
+    query, place = isinstance(voice, Query), isinstance(voice, Place)
+    if task == "separate" and not place:
+        raise ValueError("the task 'separate' takes no voiceprint and no query; choose the task 'extract' or 'query'")
+    if place and task != "separate":
+        raise ValueError(f"the task '{task}' takes no place among talkers; that is for the task 'separate'")
     if task == "extract" and (voice is None or query):
         raise ValueError("the task 'extract' needs to know the talker; make a voiceprint: voicewire enroll ME.wav -o me.voice")
     if task == "query" and not query:
         raise ValueError("the task 'query' needs to know what to listen for, in words: --query 'a dog barking'")
-    if voice is not None and task not in ("extract", "query"):
+    if voice is not None and task not in ("extract", "query", "separate"):
         raise ValueError(f"the task '{task}' takes no {'query' if query else 'voiceprint'}; choose the task '{'query' if query else 'extract'}'")
+    if place and voice is not None and voice.weights != engine.weights:
+        raise ValueError(f"the engine's weights separate nobody {RESTORES_ONLY}")
     if voice is not None and voice.weights != engine.weights:
         raise ValueError(f"the query was made with another model; ask again {RESTORES_ONLY}" if query else VOICE_OF_ANOTHER)
 
@@ -63,7 +71,8 @@ class Stream:
     rate: 8,000 to 48,000 Hz. channels: how many `process` gets. mode: "mix" treats them as one (output repeated on each),
     "each" runs every channel by itself. strength_db: the most that may be taken away (None: 26, for extract and query 40; 0: nothing).
     bypass: the input itself, with the same delay. task: "restore"; "extract" with, as `voice`, the voiceprint of the talker to keep; "query" with the `Query`
-    for a sound to keep. `ask` changes both while the stream runs. query_gain_db: do not keep the queried sound alone: leave everything as it is and change that
+    for a sound to keep; "separate" gives both talkers a channel each, [n, 2] whatever `channels`, or with one `Place` as `voice` that talker alone. `ask`
+    changes task and voice while the stream runs. query_gain_db: do not keep the queried sound alone: leave everything as it is and change that
     sound by so many dB (-100: take it out, 6: twice as loud; None: keep it alone). strength_db, bypass and query_gain_db may be set at any time; the change is
     cross-faded over one hop.
 
@@ -77,7 +86,7 @@ class Stream:
         channels: int = 1,
         *,
         task: str = "restore",
-        voice: Voiceprint | None = None,
+        voice: Voiceprint | Sequence[Place] | None = None,
         mode: ChannelMode = "mix",
         strength_db: float | None = None,
         query_gain_db: float | None = None,
@@ -91,10 +100,20 @@ class Stream:
         if mode not in ("mix", "each"):
             raise ValueError(f"channel mode '{mode}' is unknown; there are: mix, each")
         self.engine: Engine = engine or open_engine(weights=weights_for(task))
-        check_voice(task, voice, self.engine)
-        self.rate, self.channels, self.task, self.voice, self.mode = rate, channels, task, voice, mode
+        if task == "separate" and voice is None:
+            voice = places()
+        self._everybody = () if voice is None or isinstance(voice, Voiceprint) else tuple(voice)
+        for wanted in self._everybody:
+            check_voice(task, wanted, self.engine)
+        self.voice = voice if isinstance(voice, Voiceprint) else None
+        if not self._everybody:
+            check_voice(task, self.voice, self.engine)
+        if self._everybody and mode == "each" and channels > 1:
+            raise ValueError("the task 'separate' gives a channel to every talker of one mixture; mix the input's channels: --channels mix")
+        self.rate, self.channels, self.task, self.mode = rate, channels, task, mode
+        self.outputs = len(self._everybody) or channels  # channels of what comes out
         self.strength_db, self.query_gain_db, self.bypass = strength_db, query_gain_db, bypass
-        self._slots = 1 if mode == "mix" else channels
+        self._slots = len(self._everybody) or (1 if mode == "mix" else channels)
         self._lane = Lane(self._slots, rate)
         self.latency_samples, self.frame_samples = self._lane.latency_samples, self._lane.frame_samples
         self._lock = threading.RLock()
@@ -123,7 +142,11 @@ class Stream:
     def reset(self) -> None:
         """As freshly made: forget the past and all that is inside."""
         with self._lock:
-            self._state = first_state(self.engine, self._slots, self.task, self.voice)
+            if self._everybody:
+                states = [first_state(self.engine, 1, self.task, place) for place in self._everybody]
+                self._state = {k: np.concatenate([state[k] for state in states]) for k in states[0]}
+            else:
+                self._state = first_state(self.engine, self._slots, self.task, self.voice)
             self._lane.reset()
             self._tail = np.zeros((self._slots, self._lane.hop), np.float32)
             self._overlap = np.zeros((self._slots, self._lane.hop), np.float32)
@@ -132,7 +155,10 @@ class Stream:
             self.step_seconds: list[float] | None = None
 
     def ask(self, task: str, voice: Voiceprint | None = None) -> None:
-        """Another task, talker or sound, from the next frame on. What was heard is not forgotten; the overlapping windows make the cross-fade."""
+        """Another task, talker or sound, from the next frame on. What was heard is not forgotten; the overlapping windows make the cross-fade.
+        ValueError for what the stream's weights or channels do not allow."""
+        if self._everybody:
+            raise ValueError("a stream that gives every talker a channel goes on so; begin another stream, or give `separate` one talker: voice=place(1)")
         check_voice(check_task(task), voice, self.engine)
         fresh = first_state(self.engine, self._slots, task, voice)
         with self._lock:
@@ -146,7 +172,7 @@ class Stream:
             return self.step_seconds
 
     def process(self, block: Samples) -> Samples:
-        """block: [n] or [n, channels], float32 (full scale 1.0) or int16 → same shape and type."""
+        """block: [n] or [n, channels], float32 (full scale 1.0) or int16 → same shape and type ([n, outputs] where every talker has a channel)."""
         x = np.asarray(block)
         if x.ndim not in (1, 2) or (x.ndim == 1 and self.channels != 1) or (x.ndim == 2 and x.shape[1] != self.channels):
             raise ValueError(f"block of shape {x.shape} does not fit a stream of {self.channels} channel(s): give [n, channels]")
@@ -157,7 +183,7 @@ class Stream:
     def flush(self) -> Samples:
         """The last `latency_samples` of output, float32; the stream is reset afterwards and may be used again.
 
-        Shape [latency_samples] for one channel, else [latency_samples, channels].
+        Shape [latency_samples] for one channel, else [latency_samples, outputs].
         """
         shape = (self.latency_samples,) if self.channels == 1 else (self.latency_samples, self.channels)
         with self._lock:
@@ -170,11 +196,15 @@ class Stream:
         y, repaired = to_float(x)
         self.repaired_samples += repaired
         y = y.reshape(len(y), self.channels).T
+        if self._everybody:
+            return np.repeat(y.mean(0, keepdims=True), self._slots, 0)
         return y.mean(0, keepdims=True) if self.mode == "mix" else np.ascontiguousarray(y)
 
     def _from_slots(self, y: F32, like: Samples) -> Samples:
-        z = np.repeat(y, self.channels, 0) if self.mode == "mix" else y
-        z = z.T.reshape(like.shape)
+        if self._everybody:
+            z = y.T
+        else:
+            z = (np.repeat(y, self.channels, 0) if self.mode == "mix" else y).T.reshape(like.shape)
         return to_int16(z) if like.dtype == np.int16 else z.astype(like.dtype)
 
     def _push(self, x: F32) -> F32:

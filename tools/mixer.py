@@ -15,7 +15,7 @@ import numpy as np
 from . import degrade, sounds
 
 Rng = np.random.Generator
-Example = tuple[np.ndarray, np.ndarray, np.ndarray]  # mixture, target, what is known of the target
+Example = tuple[np.ndarray, ...]  # mixture, target or targets, what is known of the target
 NOISE_KINDS = ("noise", "made", "music", "babble", "noise+made", "noise+noise", "babble+noise")
 NOISE_CHANCE = (0.44, 0.22, 0.08, 0.08, 0.09, 0.06, 0.03)
 MIN_SPEECH_SNR_DB = 20.0  # a target that is itself noisy teaches the wrong thing
@@ -138,7 +138,7 @@ class Mixer:
         rows: list[Example] = []
         while len(rows) < self.size:
             rows += scene(rng)
-        return tuple(np.stack(column[: self.size]) for column in zip(*rows, strict=True))  # type: ignore[return-value]
+        return tuple(np.stack(column[: self.size]) for column in zip(*rows, strict=True))
 
     def describe(self) -> dict[str, Any]:
         seconds = {k: sum(n for _, n in v) / self.rate for k, v in self.pools.items()}

@@ -19,6 +19,7 @@ class Data:
     workers: int = 1
     extract: float = 0.0  # share of the steps on the task `extract`; what is left of 1 is `restore`
     query: float = 0.0  # share of the steps on the task `query`
+    separate: float = 0.0  # share of the steps on the task `separate`
     people: int = 24  # talkers a step of tools.train_voice
 
 

@@ -138,6 +138,34 @@ class Talkers(Mixer):
         """Batch i of mixtures, targets, enrolments, one an example in every row."""
         return self.filled(self.scene, np.random.default_rng([self.seed, i, 1]))
 
+    def two(self, rng: Rng) -> Example:
+        """(mixture [samples], [2, samples] targets): two talkers about as loud, in any order; one of them may say nothing, begin later or stop earlier."""
+        people = [self.person(rng)]
+        while len(people) < 2:
+            if (other := self.person(rng)) not in people:
+                people.append(other)
+        reverberant = rng.random() < 0.3
+        targets, mix, loud = np.zeros((2, self.n), np.float32), np.zeros(self.n, np.float32), 0.0
+        for i, who in enumerate(people[: 1 if rng.random() < 0.06 else 2]):
+            _, wet, target = self.talker(rng, who, reverberant)
+            level_db = rng.uniform(-5, 5) if i else 0.0
+            gain = np.full(self.n, (loud or _loud(target)) / _loud(target) * 10 ** (level_db / 20), np.float32)
+            loud = loud or _loud(target)
+            if rng.random() < 0.15:
+                at = int(rng.integers(self.n))
+                gain[slice(at) if rng.random() < 0.5 else slice(at, None)] = 0
+            mix, targets[i] = mix + wet * gain, target * gain
+        if rng.random() < 0.35:
+            y = self.some_noise(rng, self.n)
+            mix = mix + y * np.float32(loud / max(1e-5, float(np.sqrt((y**2).mean()))) * 10 ** (-rng.uniform(8, 30) / 20))
+        mix = mix + rng.standard_normal(self.n).astype(np.float32) * np.float32(loud * 10 ** (-rng.uniform(35, 70) / 20))
+        scale = recording_gain(rng, mix)
+        return mix * scale, rng.permutation(targets) * scale
+
+    def separation_batch(self, i: int) -> Example:
+        """Batch i of mixtures [batch, samples] and of both talkers in them [batch, 2, samples]."""
+        return self.filled(lambda rng: [self.two(rng)], np.random.default_rng([self.seed, i, 4]))
+
     def likeness_batch(self, i: int, people: int) -> tuple[np.ndarray, np.ndarray]:
         """[2, people, enrol_samples]: two recordings each of `people` different talkers, and the same before microphone, room and noise."""
         rng = np.random.default_rng([self.seed, i, 2])

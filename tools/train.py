@@ -44,9 +44,13 @@ class Batches(Dataset[tuple[str, Batch]]):
         self.seed, self.first = data.seed, first
         given = (Path(data.cache), data.seed, data.batch, data.seconds)
         self.draws: dict[str, tuple[float, Callable[[int], Batch]]] = {}  # task: its share, its batch i
-        self.mixer = Talkers(*given) if data.extract else Mixer(*given)
-        if isinstance(self.mixer, Talkers):
+        self.mixer = Talkers(*given) if data.extract or data.separate else Mixer(*given)
+        if data.extract:
+            assert isinstance(self.mixer, Talkers)
             self.draws["extract"] = data.extract, self.mixer.extraction_batch
+        if data.separate:
+            assert isinstance(self.mixer, Talkers)
+            self.draws["separate"] = data.separate, self.mixer.separation_batch
         if data.query:
             self.draws["query"] = data.query, Queries(*given).query_batch
 
@@ -64,7 +68,8 @@ class Batches(Dataset[tuple[str, Batch]]):
 
 
 def enhance(model: Model, x: Tensor, task: str = "restore", known: Tensor | None = None) -> Tensor:
-    """[B, samples at 16 kHz] → [B, samples] through STFT, model, inverse. known: what the task has to know: [B, samples] enrolments, [B, 256] sentences."""
+    """[B, samples at 16 kHz] → [B, samples] through STFT, model, inverse; `separate`: [places B, samples], those of the first place first.
+    known: what the task has to know: [B, samples] enrolments, [B, 256] sentences."""
     voice = None
     if task == "extract":
         assert model.voice is not None and known is not None
@@ -73,10 +78,37 @@ def enhance(model: Model, x: Tensor, task: str = "restore", known: Tensor | None
     elif task == "query":
         assert model.asked is not None and known is not None
         voice = model.asked(known)
+    elif task == "separate":
+        assert model.places is not None
+        voice = model.places(torch.arange(model.cfg.separate, device=x.device).repeat_interleave(len(x)))
     spec = stft(x, 160)
     s = model(spec[:, :, :CORE_BINS], task, voice)
     y = torch.nn.functional.pad(s, (0, 0, 0, spec.shape[2] - CORE_BINS))
     return istft(y, 160, x.shape[1])
+
+
+def in_order(y: Tensor, targets: Tensor) -> Tensor:
+    """y: [2 B, samples] of `enhance`, targets: [B, 2, samples] → the targets [2 B, samples], every mixture's in the order that fits y better."""
+    made, floor = y.detach().unflatten(0, (2, -1)), 1e-3 * targets.square().mean((1, 2)) + 1e-12
+
+    def error(i: int, j: int) -> Tensor:
+        return ((made[i] - targets[:, j]).square().mean(1) + floor).log()
+
+    straight, crossed = error(0, 0) + error(1, 1), error(0, 1) + error(1, 0)
+    swap = (crossed < straight)[:, None, None]
+    ordered = torch.where(swap, targets.flip(1), targets)
+    return ordered.transpose(0, 1).flatten(0, 1)
+
+
+def part_places(model: Model, talkers: Talkers) -> None:
+    """The places of `separate` begin as the two kinds of voices there are: the means of two clusters of enrolments, men's and women's by and large."""
+    assert model.voice is not None and model.places is not None
+    with torch.no_grad():
+        heard = torch.from_numpy(np.concatenate([talkers.likeness_batch(i, 16)[1][0] for i in range(6)]))
+        voices = model.voice.eval()(stft(heard, 160)[:, :, :CORE_BINS])
+        axis = torch.pca_lowrank(voices, 1)[2][:, 0]
+        side = (voices - voices.mean(0)) @ axis > 0
+        model.places.voices.copy_(torch.stack([voices[side].mean(0), voices[~side].mean(0)]))
 
 
 class Run(TimedRun):
@@ -91,11 +123,14 @@ class Run(TimedRun):
             self.model.voice.requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
+        self.placeless = False
         self.norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
         if recipe.data.extract and self.model.voice is None:
             raise ValueError("[data] extract needs a model with voices: set voice_dim in [model]")
-        if recipe.data.extract + recipe.data.query > 1:
-            raise ValueError("[data] extract and query are shares of the steps; together they are more than all")
+        if recipe.data.extract + recipe.data.query + recipe.data.separate > 1:
+            raise ValueError("[data] extract, query and separate are shares of the steps; together they are more than all")
+        if recipe.data.separate and recipe.model.separate != 2:
+            raise ValueError("[data] separate needs a model for two talkers: set separate = 2 in [model]")
         if recipe.data.query and self.model.asked is None:
             raise ValueError(f"[data] query needs a model that takes queries: set query_dim = {SENTENCE_DIM} in [model]")
         if init and not self.resumed:
@@ -103,8 +138,9 @@ class Run(TimedRun):
                 weights = load_weights(init).core.state_dict()
             else:
                 weights = torch.load(init, map_location=device, weights_only=True)["ema"]
-            # what a model without voices or queries has not, starts new
-            new = ("voice.", "turn.", "asked.", "trunk.voice.")
+            # what a model without voices, queries or places has not, starts new
+            new = ("voice.", "turn.", "asked.", "places.", "trunk.voice.")
+            self.placeless = self.model.places is not None and "places.voices" not in weights
             weights = {k: v for k, v in self.model.state_dict().items() if k.startswith(new)} | weights
             self.model.load_state_dict(weights)
             print(f"warm start from {init}")
@@ -123,8 +159,12 @@ class Run(TimedRun):
             # who is not sure whom to keep must not keep both, and nobody where the talker is not there
             "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=t.snr).to(self.device),
             "query": EnhanceLoss(2 * t.snr, 0.0, missing=1.0, left=t.snr).to(self.device),  # (loudness as PESQ has it is about speech)
+            "separate": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=t.snr).to(self.device),
         }
         batches = Batches(data, self.step)
+        if self.placeless and isinstance(batches.mixer, Talkers):
+            part_places(self.model, batches.mixer)
+            self.ema.load_state_dict(self.model.state_dict())
         print("data, hours:", json.dumps(batches.mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
         loader = DataLoader(batches, batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
@@ -137,7 +177,10 @@ class Run(TimedRun):
                     norm.eval()
             with bf16(self.device):
                 y = enhance(self.model, mix, task, *more)
-            loss, parts = loss_of[task](y.float(), target, mix)
+            y = y.float()
+            if task == "separate":
+                target, mix = in_order(y, target), mix.repeat(2, 1)
+            loss, parts = loss_of[task](y, target, mix)
             grad = clip_and_step(self.model, self.optimiser, loss, t.clip)
             self.step += 1
             self.hours += mix.numel() / batches.mixer.rate / 3600

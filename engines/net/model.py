@@ -21,7 +21,7 @@ from .causal import Causal, State, scoped, within
 from .level import Level
 from .scan import GatedRecurrence
 from .trunk import Trunk, write_rows
-from .voice import Asked, Turn, VoiceEncoder
+from .voice import Asked, Places, Turn, VoiceEncoder
 
 POWER = 0.3  # compression of magnitudes
 
@@ -68,6 +68,7 @@ class Model(Causal):
         self.trunk = Trunk(cfg)
         self.voice = VoiceEncoder(cfg) if cfg.voice_dim else None
         self.asked = Asked(cfg.query_dim, cfg.voice_dim) if cfg.query_dim else None
+        self.places = Places(cfg.separate, cfg.voice_dim) if cfg.separate else None
         self.turn = Turn(cfg.voice_dim, cfg.blocks, cfg.bands, w) if cfg.voice_dim else None
         self.narrow, self.up = nn.Linear(w, c), nn.Linear(cfg.bands, fine, bias=False)
         self.merge = nn.ModuleList(FreqConv(2 * c, c, 1) for _ in range(cfg.conv_blocks + 1))
@@ -143,13 +144,20 @@ class Model(Causal):
         return complex_mul(o[..., 0, :], x) + expand(o[..., 1, :]) * level[..., None, None]
 
     def forward_features(self, x: Tensor, task: str = "restore", voice: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """voice: [B, voice_dim], or [n B, voice_dim] to turn every mixture towards n voices: n results of each, those of one voice together.
+        What does not depend on the voice is then made once."""
         with torch.no_grad():
             level = self.level(x.square().sum(-1).mean(-1))
         f = self._features(x, level)
         past = torch.cat([torch.zeros_like(f[:, :1]), f[:, :-1]], 1)
         z, skips = self._analyse(torch.cat([past, f], 2))
         turn = None if voice is None or self.turn is None else self.turn(voice)
-        for i in range(self.first_blocks):
+        z = self.time[0](z)
+        if voice is not None and len(voice) > len(x):
+            n = len(voice) // len(x)
+            z, x, level, *skips = (y.repeat(n, *[1] * (y.dim() - 1)) for y in (z, x, level, *skips))
+        z = self._block(0, z, turn)
+        for i in range(1, self.first_blocks):
             z = self._block(i, self.time[i](z), turn)
         h = self.trunk(self._condition(z), task, voice)
         z = self._inject(z, h)

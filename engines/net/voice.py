@@ -1,4 +1,4 @@
-"""A voice as a vector: the enrolment of one talker, or a sentence that asks for a sound; and how the model is turned towards it.
+"""A voice as a vector: the enrolment of one talker, a sentence that asks for a sound, or a place among unknown talkers; and how the model is turned towards it.
 
 The encoder hears the whole enrolment at once (it is not causal and runs once): three dilated convolutions over frames of two hops, 0.6 s of context, then
 attentive statistics (Okabe et al. 2018), trained so that two recordings of one talker meet and those of others part (tools.train_voice).
@@ -64,6 +64,22 @@ class Asked(nn.Module):
 
     def forward(self, sentence: Tensor) -> Tensor:
         y: Tensor = normalize(self.out(sentence), dim=-1) * self.dim**0.5
+        return y
+
+
+class Places(nn.Module):
+    """Who is who among talkers that nobody enrolled: learned vectors where a voice would be. place [B] int64 → [B, voice_dim], length sqrt(voice_dim).
+
+    What a place means is whatever makes the loss smallest over all ways to share the talkers out (permutation-invariant training, Kolbæk et al. 2017).
+    """
+
+    def __init__(self, places: int, voice_dim: int) -> None:
+        super().__init__()
+        self.dim = voice_dim
+        self.voices = nn.Parameter(torch.randn(places, voice_dim))
+
+    def forward(self, place: Tensor) -> Tensor:
+        y: Tensor = normalize(self.voices, dim=-1)[place] * self.dim**0.5
         return y
 
 

@@ -24,8 +24,9 @@ def _settings(p: argparse.ArgumentParser, positive: Callable[[str], float], stre
     p.add_argument("--config", type=Path, metavar="FILE", help=f"TOML with a [live] section (default: {config.default_path()}, if it is there)")
     p.add_argument("--in", dest="device_in", metavar="NAME", help="microphone by name; 'virtual': what programs play to the virtual speaker")
     p.add_argument("--out", dest="device_out", metavar="NAME", help="output by name; 'virtual': a microphone 'voicewire' for other programs")
-    p.add_argument("--task", help="what to do: restore, extract one talker (default with --enroll), or query (default with --query)")
+    p.add_argument("--task", help="what to do: restore, extract one talker (default with --enroll), query (default with --query), or separate (with --talker)")
     p.add_argument("--enroll", metavar="VOICE", help="the talker to extract: a file of voicewire enroll, or a recording of that talker alone")
+    p.add_argument("--talker", type=int, metavar="N", help="of two talkers that nobody enrolled keep one, 1 or 2; the other while it runs: keys 1 and 2")
     p.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'; other words while it runs: key /")
     p.add_argument(
         "--query-gain", dest="query_gain_db", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)"
@@ -74,8 +75,8 @@ def settings_of(a: argparse.Namespace) -> LiveSettings:
     path = a.config or (config.default_path() if config.default_path().exists() else None)
     base = config.load(path) if path else LiveSettings()
     if not a.task:
-        a.task = "query" if a.query is not None else "extract" if a.enroll else None
-    names = ("device_in", "device_out", "task", "enroll", "query", "query_gain_db", "strength_db", "backend", "period_ms", "cushion_ms", "record")
+        a.task = "query" if a.query is not None else "extract" if a.enroll else "separate" if a.talker is not None else None
+    names = ("device_in", "device_out", "task", "enroll", "talker", "query", "query_gain_db", "strength_db", "backend", "period_ms", "cushion_ms", "record")
     return replace(base, **{n: getattr(a, n) for n in names if getattr(a, n) is not None})
 
 

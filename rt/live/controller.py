@@ -32,7 +32,7 @@ class LiveSettings:
     """device_in, device_out: names, None for the system's choice; "virtual": the virtual speaker / microphone. strength_db: see `Stream`.
 
     task: "restore"; "extract" with enroll: a voiceprint file or a recording of the talker; "query" with query: the sound to keep, in words, and with
-    query_gain_db: see `Stream`.
+    query_gain_db: see `Stream`; "separate" with talker: which of two to keep, 1 or 2 (1).
     period_ms: block length asked of the devices. cushion_ms: audio kept waiting against late steps; grows by itself where that is too little.
     record: folder for before and after. backend: jack, pulse, portaudio or pyaudio (None: the best there is).
     """
@@ -41,6 +41,7 @@ class LiveSettings:
     device_out: str | None = None
     task: str = "restore"
     enroll: str | None = None
+    talker: int | None = None
     query: str | None = None
     query_gain_db: float | None = None
     strength_db: float | None = None
@@ -74,6 +75,7 @@ class Live:
         self._reports: queue.Queue[dict[str, Any]] = queue.Queue(1000)
         self._set: dict[str, Any] = {}
         self._query = settings.query
+        self._separates = settings.task == "separate" or settings.talker is not None
         self._ended = False
         self._retired: subprocess.Popen[str] | None = None
         self._heard_at = time.monotonic()
@@ -164,24 +166,29 @@ class Live:
         self._heard_at = time.monotonic() + 5
         self._start(patient=True)
 
-    def set(self, *, bypass: bool | None = None, mute: bool | None = None, query: str | None = None, task: str | None = None, **levels: float | None) -> None:
-        """Change while running: bypass, mute, query (other words; where there were none, a query), task, strength_db (None: what is usual for the task) and
-        query_gain_db (None: keep the queried sound alone)."""
+    def set(
+        self, *, bypass: bool | None = None, mute: bool | None = None, query: str | None = None, talker: int | None = None, task: str | None = None,
+        **levels: float | None,
+    ) -> None:  # fmt: skip
+        """Change while running: bypass, mute, query (other words; where there were none, a query), talker (of those that `separate` tells apart), task,
+        strength_db (None: what is usual for the task) and query_gain_db (None: keep the queried sound alone)."""
         if set(levels) - {"strength_db", "query_gain_db"}:
-            raise ValueError(f"there is no {', '.join(levels)}; there are: bypass, mute, query, task, strength_db, query_gain_db")
+            raise ValueError(f"there is no {', '.join(levels)}; there are: bypass, mute, query, talker, task, strength_db, query_gain_db")
         check_query_gain(levels.get("query_gain_db"))
         if query is not None:
             self._query = check(query)
         if task is not None and task not in self.tasks:
             raise ValueError(f"the task '{task}' cannot be chosen here; there are: {', '.join(self.tasks)}")
-        change = {k: v for k, v in (("bypass", bypass), ("mute", mute), ("query", query), ("task", task)) if v is not None} | levels
+        given = (("bypass", bypass), ("mute", mute), ("query", query), ("talker", talker), ("task", task))
+        change = {k: v for k, v in given if v is not None} | levels
         self._set |= change
         self._send({"set": change})
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What `set` can choose: extract where a talker is enrolled, query where words were given."""
-        return ("restore", *(("extract",) if self.settings.enroll else ()), *(("query",) if self._query else ()))
+        """What `set` can choose: extract where a talker is enrolled, separate where it was begun with, query where words were given."""
+        known = {"extract": self.settings.enroll, "separate": self._separates, "query": self._query}
+        return ("restore", *(task for task, there in known.items() if there))
 
     def close(self) -> None:
         """Stop; the virtual device goes with it. Idempotent."""

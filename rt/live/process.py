@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from voicewire.engines.engine import EngineError, open_engine, weights_for
+from voicewire.engines.places import Place, place
 from voicewire.engines.query import Query, ask
 from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt.realtime import lock_memory, try_realtime
@@ -39,7 +40,8 @@ class AudioProcess:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         task = check_task(settings["task"])
-        engine = open_engine(weights=weights_for("query" if settings["query"] is not None else "extract" if settings["enroll"] else task))
+        asked = {"query": settings["query"], "extract": settings["enroll"], "separate": settings["talker"]}
+        engine = open_engine(weights=weights_for(next((t for t, what in asked.items() if what is not None), task)))
         voices: dict[str, Voiceprint] = {}
         if settings["enroll"]:
             from voicewire.rt import enroll  # reads sound files, which nothing else here does
@@ -47,6 +49,8 @@ class AudioProcess:
             voices["extract"] = enroll.load(Path(settings["enroll"]), engine.weights)
         if settings["query"] is not None:
             voices["query"] = ask(settings["query"])
+        if task == "separate" or settings["talker"] is not None:
+            voices["separate"] = place(settings["talker"] or 1)
         check_voice(task, voices.get(task), engine)
         self.engine, self.controls = engine, Controls(settings["strength_db"], task, voices, settings["query_gain_db"])
         self.log, self.meter = Log(), Meter()
@@ -219,7 +223,7 @@ class AudioProcess:
         for e in self.log.fresh():
             say(event=e.__dict__)
         device_in, device_out = session.latency_s()
-        edge, query = pipeline.edge, self.controls.voices.get("query")
+        edge, query, talker = pipeline.edge, self.controls.voices.get("query"), self.controls.voices.get("separate")
         delay = {
             "device_in": 1e3 * device_in, "model": self.stream.latency_ms, "ring": edge.delay_ms, "device_out": 1e3 * device_out,
         }  # fmt: skip
@@ -229,7 +233,7 @@ class AudioProcess:
                 "cushion_ms": round(1e3 * edge.cushion_s, 1), "suspended": pipeline.suspended, "listeners": self.controls.listeners,
                 "counts": dict(self.log.counts), "frames": self.stream.frames, "bypass": self.controls.bypass, "mute": self.controls.mute,
                 "strength_db": self.controls.strength_db, "task": self.controls.task, "query_gain_db": self.controls.query_gain_db,
-                "query": query.text if isinstance(query, Query) else None,
+                "query": query.text if isinstance(query, Query) else None, "talker": talker.number if isinstance(talker, Place) else None,
             }
         )  # fmt: skip
 
@@ -239,6 +243,8 @@ class AudioProcess:
             given = command.get("set", {})
             if "query" in given:  # before the task that may need it
                 self._ask(given.pop("query"))
+            if "talker" in given and "separate" in self.controls.voices:
+                self.controls.voices = self.controls.voices | {"separate": place(given.pop("talker"))}
             for name, value in given.items():
                 if name != "task" or value == "restore" or value in self.controls.voices:  # (after a refused query there may be none)
                     setattr(self.controls, name, value)

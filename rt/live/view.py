@@ -85,7 +85,7 @@ class Screen:
         if s["bypass"] or s["task"] == "restore":
             return "bypassed" if s["bypass"] else ""
         if s["task"] != "query":
-            return str(s["task"])
+            return f"separate: talker {s['talker']}" if s["task"] == "separate" else str(s["task"])
         return f"query: {s['query']}" if s["query_gain_db"] is None else f"query: {s['query']} {s['query_gain_db']:+.0f} dB"
 
     def _strength(self) -> float:
@@ -112,10 +112,12 @@ class Screen:
             self.live.set(strength_db=None)
         elif k == "/":
             self.typed = ""
+        elif k in "12" and k and "separate" in self.live.tasks:
+            self.live.set(talker=int(k), task="separate")
         elif k == "t":
             tasks = self.live.tasks
             if len(tasks) == 1:
-                self.note = "the only task is restore; for extract start with --enroll, for query press /"
+                self.note = "the only task is restore; for extract start with --enroll, for separate with --talker, for query press /"
             else:
                 self.live.set(task=tasks[(tasks.index(s.get("task", tasks[0])) + 1) % len(tasks)])
         return True

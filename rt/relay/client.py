@@ -35,25 +35,26 @@ CAPTURED_S = 0.5  # the same where the relay has a jitter buffer: it would drop 
 NOTES = 256  # events kept for `events`
 
 
-def _asked(task: str, voice: bytes | None, query: str | None) -> dict[str, str | None]:
-    return {"task": task, "voice": None if voice is None else pack_voice(voice), "query": query}
+def _asked(task: str, voice: bytes | None, query: str | None, talker: int | None) -> dict[str, str | int | None]:
+    return {"task": task, "voice": None if voice is None else pack_voice(voice), "query": query} | ({} if talker is None else {"talker": talker})
 
 
 def _as_start(fields: dict[str, Any]) -> dict[str, Any]:
-    """What a new stream is to start with after this `set`: there a voice goes with the task to extract only, a query with the task query."""
-    wanted = {k: v for k, v in fields.items() if k not in ("voice", "query")}
-    for key, task in (("voice", "extract"), ("query", "query")):
+    """What a new stream is to start with after this `set`: there a voice goes with extract only, a query with query, a talker with separate."""
+    nothing: dict[str, Any] = {"voice": None, "query": None, "talker": None}
+    wanted = {k: v for k, v in fields.items() if k not in nothing}
+    for key, task in (("voice", "extract"), ("query", "query"), ("talker", "separate")):
         if fields.get(key) is not None:
-            return {"task": task, **wanted, "voice": None, "query": None, key: fields[key]}
-    # a task without either is the one that was asked for before, unless it is to restore
-    return wanted | ({"voice": None, "query": None} if wanted.get("task") == "restore" else {})
+            return {"task": task, **wanted, **nothing, key: fields[key]}
+    # a task without any of them is the one that was asked for before, unless it is to restore
+    return wanted | (nothing if wanted.get("task") == "restore" else {})
 
 
 class Client:
     """One stream on a relay.
 
     task: "restore"; "extract" with voice, the bytes of a voiceprint file (`voicewire enroll`, or `enroll` here); "query" with query, a sound in words, and
-    query_gain_db, see `Stream`. `ask` changes task, voice and query while the stream runs.
+    query_gain_db, see `Stream`; "separate" with talker, 1 or 2. `ask` changes task, voice, query and talker while the stream runs.
     live: False for files: the relay waits for a slow reader instead of skipping. timed: messages carry their time, and `delays_s` collects
     how long each took there and back. Messages of the relay that carry no sound are in `events`, the newest last.
 
@@ -65,8 +66,9 @@ class Client:
 
     def __init__(
         self, url: str, rate: int, *, channels: int = 1, dtype: str = "int16", token: str | None = None, task: str = "restore",
-        voice: bytes | None = None, query: str | None = None, strength_db: float | None = None, query_gain_db: float | None = None, live: bool = True,
-        timed: bool = False, patience_s: float = PATIENCE_S, say: Callable[[str], None] = lambda line: None,
+        voice: bytes | None = None, query: str | None = None, talker: int | None = None, strength_db: float | None = None,
+        query_gain_db: float | None = None, live: bool = True, timed: bool = False, patience_s: float = PATIENCE_S,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         url = url.replace("http", "ws", 1) if url.startswith("http") else url
         self._url = url if url.rstrip("/").endswith(PATH) else url.rstrip("/") + PATH
@@ -78,7 +80,7 @@ class Client:
         self._patience_s, self._say = patience_s, say
         self._start = {
             "event": "start", "rate": rate, "format": self._kind, "channels": channels, "strength_db": strength_db, "header": timed, "live": live,
-            "query_gain_db": query_gain_db, **_asked(task, voice, query),
+            "query_gain_db": query_gain_db, **_asked(task, voice, query, talker),
         }  # fmt: skip
         self.events: deque[dict[str, Any]] = deque(maxlen=NOTES)
         self.delays_s: deque[float] = deque(maxlen=100_000)
@@ -139,9 +141,9 @@ class Client:
             self._kept.clear()
         await self._send(json.dumps({"event": event, **fields}))
 
-    async def ask(self, task: str, voice: bytes | None = None, query: str | None = None) -> None:
+    async def ask(self, task: str, voice: bytes | None = None, query: str | None = None, talker: int | None = None) -> None:
         """Another task, talker or sound, from the next frame that is sent on."""
-        await self.control("set", **_asked(task, voice, query))
+        await self.control("set", **_asked(task, voice, query, talker))
 
     async def enroll(self, seconds: float) -> None:
         """Make a voiceprint of the next `seconds` that are sent, 1 to 30: it is in `enrolled` once `receive` has met the answer. A connection that
@@ -276,7 +278,9 @@ class Client:
     async def _arrive(self, name: str) -> None:
         assert self._next is not None
         try:
-            self.ready = await begin(self._next, self._start | {"resume": name, "voice": None, "query": None}, self._url)  # they come with the stream
+            self.ready = await begin(
+                self._next, self._start | {"resume": name, "voice": None, "query": None, "talker": None}, self._url
+            )  # they come with the stream
         except RelayError as e:  # too late, or the worker there has gone, too: anew, then
             self._lost(self._socket, str(e))
             return

@@ -58,8 +58,11 @@ def add_commands(sub: Any) -> None:
     c.add_argument("output", type=Path, metavar="OUT")
     c.add_argument("--url", default="ws://127.0.0.1:8765", help="the relay (default: %(default)s)")
     c.add_argument("--token", default=os.environ.get("VOICEWIRE_TOKEN"))
-    c.add_argument("--task", help="what to do: restore (default), extract one talker (default with --enroll), or query (default with --query)")
+    c.add_argument(
+        "--task", help="what to do: restore (default), extract one talker (default with --enroll), query (default with --query), or separate (with --talker)"
+    )
     c.add_argument("--enroll", type=Path, metavar="VOICE", help="the talker to extract: a file of voicewire enroll, or a recording of that talker alone")
+    c.add_argument("--talker", type=int, metavar="N", help="of two talkers that nobody enrolled keep one, 1 or 2")
     c.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
     c.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
     c.add_argument("--realtime", action="store_true", help="send at the speed of sound, and show the delay")
@@ -73,8 +76,8 @@ def run(a: argparse.Namespace) -> int:
         from .send import send_file
 
         return send_file(
-            a.input, a.output, a.url, token=a.token, task=a.task, talker=a.enroll, query=a.query, query_gain_db=a.query_gain, realtime=a.realtime,
-            as_json=a.json,
+            a.input, a.output, a.url, token=a.token, task=a.task, enrolled=a.enroll, talker=a.talker, query=a.query,
+            query_gain_db=a.query_gain, realtime=a.realtime, as_json=a.json,
         )  # fmt: skip
     from . import workers
 

@@ -38,7 +38,8 @@ class Start:
     (else float32), both ways. header: Sounds carry sequence and capture time, and may be late, lost or twice. live: what a slow reader does
     not take is skipped; else the server reads no further until it does. resume: name of a stream left behind on another worker (`moved`), which
     then says task, voice, query, levels and bypass. voice: bytes of the voiceprint file of the talker to extract. query: the sound to keep, in words,
-    or made ready, as a session wants it; query_gain_db: change its level by so much instead, and leave the rest (None: keep it alone).
+    or made ready, as a session wants it; query_gain_db: change its level by so much instead, and leave the rest (None: keep it alone). talker: which of those
+    that the task separate tells apart to keep, from 1.
     """
 
     rate: int
@@ -52,6 +53,7 @@ class Start:
     resume: str | None = None
     voice: bytes | None = None
     query: str | Query | None = None
+    talker: int | None = None
     query_gain_db: float | None = None
 
 
@@ -66,7 +68,7 @@ class Sound(NamedTuple):
 
 @dataclass(frozen=True)
 class Set:
-    """Change what is given; a field that is not in `given` stays as it is. Of task, voice and query all are given or none. As in `Start`."""
+    """Change what is given; a field that is not in `given` stays as it is. Of task, voice, query and talker all are given or none. As in `Start`."""
 
     given: frozenset[str]
     strength_db: float | None = None
@@ -74,6 +76,7 @@ class Set:
     task: str = "restore"
     voice: bytes | None = None
     query: str | Query | None = None
+    talker: int | None = None
     query_gain_db: float | None = None
 
 

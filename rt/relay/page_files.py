@@ -23,10 +23,10 @@ HEADERS: Final = {
 }
 
 
-def load(voices: str | None, queries: bool) -> dict[str, tuple[str, bytes]]:
+def load(voices: str | None, queries: bool, talkers: int) -> dict[str, tuple[str, bytes]]:
     """→ {path: (content type, body)}; `/` is index.html, `/server.json` what the page must know beforehand. Empty where the page is not installed.
 
-    voices: fingerprint of the server's weights, None where they know no voices. queries: whether they take any.
+    voices: fingerprint of the server's weights, None where they know no voices. queries: whether they take any. talkers: how many they tell apart.
     """
     folder = files("voicewire.rt.relay") / "page"
     found: dict[str, tuple[str, bytes]] = {}
@@ -37,5 +37,5 @@ def load(voices: str | None, queries: bool) -> dict[str, tuple[str, bytes]]:
                 found[f"/{f.name}"] = (TYPES[ending], f.read_bytes())
     if "/index.html" in found:
         found["/"] = found["/index.html"]
-        found["/server.json"] = (TYPES[".json"], json.dumps({"voices": voices, "queries": queries}).encode())
+        found["/server.json"] = (TYPES[".json"], json.dumps({"voices": voices, "queries": queries, "talkers": talkers}).encode())
     return found

@@ -26,9 +26,10 @@ MAX_NAME = 128  # characters of a mark
 MAX_VOICE = 1 << 17  # characters of a voiceprint in base64; they have about 40,000
 ENROLL_S = 8.0
 FORMATS = ("s16le", "f32le", "opus", "tokens")
-_SET = {"event", "strength_db", "bypass", "task", "voice", "query", "query_gain_db"}
+_SET = {"event", "strength_db", "bypass", "task", "voice", "query", "talker", "query_gain_db"}
 _START = _SET | {"rate", "format", "channels", "header", "live", "resume", "weights"}
-_ASKED = {"task", "voice", "query"}
+_ASKED = {"task", "voice", "query", "talker"}
+MAX_TALKERS = 8
 
 
 def pack_header(sequence: int, capture_us: int, flags: int = 0) -> bytes:
@@ -100,20 +101,25 @@ def pack_voice(voice: bytes) -> str:
     return base64.b64encode(voice).decode()
 
 
-def _task(message: dict[str, Any]) -> tuple[str, bytes | None, str | None]:
-    """→ (task, voiceprint file, words): a voice alone asks for `extract`, words alone for `query`. Whether it is a voiceprint is not looked at here."""
-    voice, query = message.get("voice"), message.get("query")
-    if voice is not None and query is not None:
-        raise ProtocolError("bad_field", "voice and query are two tasks; give one of them")
+def _task(message: dict[str, Any]) -> tuple[str, bytes | None, str | None, int | None]:
+    """→ (task, voiceprint file, words, talker): a voice alone asks for `extract`, words alone for `query`, a talker alone for `separate`. Whether it is a
+    voiceprint is not looked at here."""
+    voice, query, talker = message.get("voice"), message.get("query"), message.get("talker")
+    usual = [task for task, what in (("extract", voice), ("query", query), ("separate", talker)) if what is not None]
+    if len(usual) > 1:
+        raise ProtocolError("bad_field", "voice, query and talker are several tasks; give one of them")
     try:
-        task = check_task(_text(message, "task", "extract" if voice is not None else "restore" if query is None else "query"))
+        task = check_task(_text(message, "task", (usual or ["restore"])[0]))
     except ValueError as e:
         raise ProtocolError("bad_field", str(e)) from None
     if query is not None and task != "query":
         raise ProtocolError("bad_query", f"the task '{task}' takes no query; ask for the task 'query', or leave query away")
     if voice is not None and task != "extract":
         raise ProtocolError("bad_voice", f"the task '{task}' takes no voice; ask for the task 'extract', or leave voice away")
-    return task, None if voice is None else _voice(voice), None if query is None else _query(query)
+    if talker is not None and task != "separate":
+        raise ProtocolError("bad_field", f"the task '{task}' takes no talker; ask for the task 'separate', or leave talker away")
+    number = None if talker is None else _whole(message, "talker", None, 1, MAX_TALKERS)
+    return task, None if voice is None else _voice(voice), None if query is None else _query(query), number
 
 
 def _query(query: Any) -> str:
@@ -149,10 +155,10 @@ def parse_start(message: dict[str, Any]) -> tuple[Start, str]:
         raise ProtocolError("bad_field", "weights, the fingerprint of the codec's, goes with the format tokens, and with no other")
     channels = _whole(message, "channels", 1, 1, MAX_CHANNELS)
     resume = None if message.get("resume") is None else _text(message, "resume", None)
-    task, voice, query = _task(message)
+    task, voice, query, talker = _task(message)
     start = Start(
         rate, channels, task, _strength(message), _flag(message, "bypass", False), kind != "f32le",
-        _flag(message, "header", False), _flag(message, "live", True), resume, voice, query, _query_gain(message),
+        _flag(message, "header", False), _flag(message, "live", True), resume, voice, query, talker, _query_gain(message),
     )  # fmt: skip
     return start, kind
 

@@ -45,16 +45,16 @@ async def through(client: Client, x: Samples, *, block_ms: float = 20.0, realtim
 
 
 def send_file(
-    source: Path, target: Path, url: str, *, token: str | None = None, task: str | None = None, talker: Path | None = None, query: str | None = None,
-    query_gain_db: float | None = None, realtime: bool = False, as_json: bool = False,
+    source: Path, target: Path, url: str, *, token: str | None = None, task: str | None = None, enrolled: Path | None = None, talker: int | None = None,
+    query: str | None = None, query_gain_db: float | None = None, realtime: bool = False, as_json: bool = False,
 ) -> int:  # fmt: skip
-    """`voicewire send`: a file through a relay. talker: a voiceprint file, or a recording to make one of here. query: the sound to keep, in words;
-    query_gain_db: see `Stream`. ValueError with one line when it cannot be done."""
-    files.check_query(query, query_gain_db, talker)
+    """`voicewire send`: a file through a relay. enrolled: a voiceprint file, or a recording to make one of here. talker: of two unknown ones,
+    1 or 2. query: the sound to keep, in words; query_gain_db: see `Stream`. ValueError with one line when it cannot be done."""
+    files.check_asked(query, query_gain_db, enrolled, talker)
     check_query_gain(query_gain_db)
     files.check_writable(target)
-    voice = None if talker is None else enroll.file_bytes(talker)
-    usual = "query" if query is not None else "restore" if voice is None else "extract"
+    voice = None if enrolled is None else enroll.file_bytes(enrolled)
+    usual = next((t for t, what in (("query", query), ("extract", voice), ("separate", talker)) if what is not None), "restore")
     x, rate, subtype = files.read(source)
     whole = subtype == "PCM_16"
     begin = time.monotonic()
@@ -62,7 +62,7 @@ def send_file(
     async def go() -> tuple[Samples, Client]:
         client = Client(
             url, rate, channels=x.shape[1], dtype="int16" if whole else "float32", token=token, task=task or usual, voice=voice,
-            query=None if query is None else check(query), query_gain_db=query_gain_db, live=False, timed=realtime, say=_say,
+            query=None if query is None else check(query), talker=talker, query_gain_db=query_gain_db, live=False, timed=realtime, say=_say,
         )  # fmt: skip
         async with client:
             return await through(client, to_int16(x) if whole else x, block_ms=20 if realtime else 100, realtime=realtime), client

@@ -91,7 +91,7 @@ class Relay:
         self._late: deque[float] = deque(maxlen=self.limits.late_frames)  # when frames were late
         self._gate = Gate(
             config.door, ADAPTERS, state=self._state, room=self._room, metrics=self.metrics.text, refused=lambda r: self.metrics.refused.labels(r).inc(),
-            voices=self._voices.weights, queries=self._voices.queries,
+            voices=self._voices.weights, queries=self._voices.queries, talkers=len(self._voices.talkers),
         )  # fmt: skip
 
     # -- who may come in -----------------------------------------------------------------------------------------------
@@ -156,6 +156,7 @@ class Relay:
         ready = {
             "session": name, "latency_ms": round(session.latency_ms, 4), "latency_samples": session.latency_samples, "frame_ms": 1e3 * FRAME_S,
             "recorded": record is not None, "voices": self._voices.weights, "queries": self._voices.queries,
+            "talkers": len(self._voices.talkers),
         }  # fmt: skip
         connection.send_reply(Reply("ready", ready))
         return session

@@ -193,10 +193,10 @@ class Session:
 
     def _ask(self, event: Start | Set) -> None:
         """Another task, talker or sound, from the next frame on; as it is where none is new."""
-        task, voice, query = event.task, event.voice, event.query
+        task, voice, query, talker = event.task, event.voice, event.query, event.talker
         assert not isinstance(query, str)
-        if task != self.task or voice is not None or query is not None:
-            self._turn = self._voices.asked(task, voice, query)
+        if task != self.task or voice is not None or query is not None or talker is not None:
+            self._turn = self._voices.asked(task, voice, query, talker)
             self.task, self._asked = task, None if task == "restore" else self._turn
 
     def _enroll(self, event: Enroll) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from voicewire.engines.engine import Engine, EngineError, State, pinned_part
+from voicewire.engines.places import places, separates
 from voicewire.engines.query import Query, ask, takes_queries
 from voicewire.engines.voiceprint import Voiceprint, enrol, known
 
@@ -35,12 +36,13 @@ class Hearing:
 
 class Voices:
     """engine: what steps the streams. folder: its weights, with the encoders of voices and queries where they know any. weights: the fingerprint that
-    voiceprints for it carry, None where it knows no voices. queries: whether it takes any."""
+    voiceprints for it carry, None where it knows no voices. queries: whether it takes any. talkers: the places of those it tells apart."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine, self._folder = engine, folder
         self.weights = engine.weights if known(folder) == engine.weights else None
         self.queries = self.weights is not None and takes_queries(folder)  # a model that takes queries knows voices
+        self.talkers = places(folder) if self.weights is not None and separates(folder) else ()
         self._thread = ThreadPoolExecutor(1, "voicewire-enroll", step_back)  # one at a time, and the streams first
         self._words = ThreadPoolExecutor(1, "voicewire-query", step_back)  # milliseconds, which must not wait for an enrolment
 
@@ -50,9 +52,9 @@ class Voices:
             with contextlib.suppress(ProtocolError):
                 await self.query("a sound")
 
-    def asked(self, task: str, voice: bytes | None, query: Query | None) -> State:
+    def asked(self, task: str, voice: bytes | None, query: Query | None, talker: int | None = None) -> State:
         """What a stream is asked for, as its slot is told (`PcmSlots.pin`). voice: a voiceprint file. ProtocolError `no_voices`, `bad_voice`, `no_queries`,
-        `bad_query`."""
+        `bad_query`, and `bad_field` for a talker that is not there."""
         if task == "extract":
             self.check()
         if task == "query":
@@ -61,12 +63,21 @@ class Voices:
             raise ProtocolError("bad_query", "the task 'query' needs to know what to listen for; send a few words as query, like 'a dog barking'")
         if voice is None and task == "extract":
             raise ProtocolError("bad_voice", "the task 'extract' needs the voiceprint of a talker; send one as voice, or make one with the event enroll")
+        if task == "separate":
+            return self._separated(talker)
         try:
             wanted = query if voice is None else Voiceprint.from_bytes(voice, self._engine.weights)
             check_voice(task, wanted, self._engine)
             return pinned_part(first_state(self._engine, 1, task, wanted))
         except ValueError as e:
             raise ProtocolError("bad_voice" if query is None else "bad_query", str(e)) from None
+
+    def _separated(self, talker: int | None) -> State:
+        if not self.talkers:
+            raise ProtocolError("no_voices", "the weights of this server separate nobody; there is: restore (with --tasks: more)")
+        if talker is None or talker > len(self.talkers):
+            raise ProtocolError("bad_field", f"the task 'separate' keeps one of {len(self.talkers)} talkers; say which as talker, from 1")
+        return pinned_part(first_state(self._engine, 1, "separate", self.talkers[talker - 1]))
 
     def check(self) -> None:
         """ProtocolError `no_voices` where the weights know none."""

@@ -478,7 +478,7 @@ def test_a_recording_without_speech_is_explained(page: Any, knowing: Served) -> 
 def test_no_voices_no_choice(page: Any, served: Served) -> None:
     with page.expect_response("**/server.json") as answer:
         page.goto(served.url)
-    assert answer.value.json() == {"voices": None, "queries": False}
+    assert answer.value.json() == {"voices": None, "queries": False, "talkers": 0}
     page.click("#go")
     session_of(page, served, "restore")
     assert not page.is_visible("#voice") and not page.is_visible("#sound")

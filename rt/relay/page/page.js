@@ -1,5 +1,6 @@
 // The page: what can be operated, what is shown, and what is said when something goes wrong. Sound never passes through here in live mode:
 // microphone (capture.js) → worker (socket.js) → server → worker → player (play.js).
+import { Apart } from "./apart.js";
 import { Recording, Comparison, LONGEST_S } from "./compare.js";
 import { microphone, listDevices, MicrophoneError } from "./devices.js";
 import { Sound } from "./sound.js";
@@ -8,12 +9,14 @@ import { ENROLL_S, Voice } from "./voice.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST = 44; // the strength slider's last step: no limit
-const USUAL_DB = { restore: 26, extract: 40, query: 40 }; // the strength, until somebody moves the slider
+const USUAL_DB = { restore: 26, extract: 40, separate: 40, query: 40 }; // the strength, until somebody moves the slider
 const views = [new Spectrogram($("before")), new Spectrogram($("after"))];
 const comparison = new Comparison($);
-const NOTHING = { task: "restore", voice: null, query: null, query_gain_db: null }; // asked for beside restoration
-const voice = new Voice($, () => another(voice, sound), () => (session ? finish(session) : begin("enroll")));
-const sound = new Sound($, () => another(sound, voice), level);
+const NOTHING = { task: "restore", voice: null, query: null, talker: null, query_gain_db: null }; // asked for beside restoration
+const voice = new Voice($, () => another(voice), () => (session ? finish(session) : begin("enroll")));
+const sound = new Sound($, () => another(sound), level);
+const apart = new Apart($, () => another(apart));
+const wishes = [voice, sound, apart];
 let session = null, lastStats = null, unsent = 0, moved = false;
 
 // -- what is said ---------------------------------------------------------------------------------------------------
@@ -159,7 +162,7 @@ function refused(mine, { code, text }) {
   finish(mine);
   if (code === "bad_query") { sound.turn(false); trouble(`This sound cannot be picked out: ${text}`); }
   else if (code === "no_queries") { sound.knows(false); trouble("This server’s model knows no sounds by name, so it cannot pick one out."); }
-  else if (code === "no_voices") { voice.knows(null); trouble("This server’s model knows no voices, so it cannot keep one talker."); }
+  else if (code === "no_voices") { voice.knows(null); apart.knows(0); trouble("This server’s model knows no voices, so it cannot keep one talker."); }
   else if (mine.mode === "enroll") trouble(`The talker could not be recorded: ${text.split(";")[0]}. Speak for the whole ${ENROLL_S} seconds, close to the microphone.`);
   else { voice.drop(); trouble($("voice-text").textContent); }
 }
@@ -238,11 +241,11 @@ function showStrength() {
   label("strength", db > MOST ? "no limit" : db ? `${db} dB` : "0 dB: nothing");
 }
 
-const wanted = () => ({ ...NOTHING, ...(sound.on ? sound.fields : voice.fields) });
+const wanted = () => ({ ...NOTHING, ...wishes.find((wish) => wish.on)?.fields });
 
-// Another talker or another sound, and only one of the two.
-function another(one, other) {
-  if (one.on) other.turn(false, false);
+// Another talker or another sound, and only one wish at a time.
+function another(one) {
+  if (one.on) for (const other of wishes) if (other !== one && other.on) other.turn(false, false);
   if (!moved) $("strength").value = USUAL_DB[wanted().task];
   showStrength();
   set({ ...wanted(), strength_db: strength() });
@@ -254,9 +257,10 @@ function level() {
 }
 
 // Before a stream begins, so that nothing is shown that the server cannot do; and again once one has begun.
-function knows({ voices, queries }) {
+function knows({ voices, queries, talkers }) {
   voice.knows(voices);
   sound.knows(queries);
+  apart.knows(talkers);
 }
 
 async function ask() {

@@ -1,0 +1,48 @@
+"""Who is who among talkers that nobody enrolled: the vectors that the task `separate` learned, kept beside the weights and given to a stream as a voice is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .engine import WEIGHTS, EngineError, weights_for
+from .voiceprint import VOICE_PARTS, Voiceprint
+
+FILE = "places.npz"
+
+
+@dataclass(frozen=True)
+class Place(Voiceprint):
+    """number: of the talker, from 1. The rest is as in a voiceprint."""
+
+    number: int
+
+
+def separates(folder: Path = WEIGHTS) -> int:
+    """How many talkers these weights tell apart; 0 where they were not trained for the task `separate`."""
+    if not (folder / FILE).exists():
+        return 0
+    with np.load(folder / FILE) as f:
+        return len(f["voice"])
+
+
+def places(folder: Path | None = None) -> tuple[Place, ...]:
+    """The talkers' places in order, for `Stream(task="separate", voice=…)`. EngineError where the weights do not know the task."""
+    folder = folder or weights_for("separate")
+    if not (folder / FILE).exists():
+        raise EngineError("these weights separate nobody; for the task 'separate' install from the repository, which has some: pip install -e .")
+    weights: str = json.loads((folder / "model.json").read_text())["weights"]
+    with np.load(folder / FILE) as f:
+        parts, voice = {k: f[k] for k in VOICE_PARTS}, f["voice"]
+    return tuple(Place(weights, {k: v[i : i + 1] for k, v in parts.items()}, voice[i], i + 1) for i in range(len(voice)))
+
+
+def place(number: int, folder: Path | None = None) -> Place:
+    """The place of talker `number`, from 1. ValueError for one that is not there, EngineError as `places`."""
+    known = places(folder)
+    if not 1 <= number <= len(known):
+        raise ValueError(f"talker {number} is not there; the task 'separate' tells {len(known)} talkers apart: 1 to {len(known)}")
+    return known[number - 1]
