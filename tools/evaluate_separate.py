@@ -2,10 +2,10 @@
 
     python -m tools.evaluate_separate MIXTURES [--weights FOLDER] [--json OUT]
 
-MIXTURES holds a manifest.csv with `mix`, `target`, `interferer` (paths from the folder above it) and `same_sex`. Rows, over both talkers of the clips: gain in
-SI-SDR over the mixture, outputs taken in the order that fits better (one a clip); share of the talkers whose output
-sounds (Resemblyzer) more like them than like the other; levels of both outputs where one talker is alone. Then the same two talk for 30 s (unless --quick), and for every stretch of 3 s from 2 s on
-the better order is found: the share of stretches where it is that of the whole.
+MIXTURES holds a manifest.csv with `mix`, `target`, `interferer` (paths from the folder above it) and `same_sex`. Rows, over both talkers of the clips: gain
+in SI-SDR over the mixture, outputs taken in the order that fits better (one a clip); share of the talkers whose output sounds (Resemblyzer) more like them
+than like the other; levels of both outputs where one talker is alone. Then the same two talk for 30 s (unless --quick), and for every stretch of 3 s from 2 s
+on the better order is found: the share of stretches where it is that of the whole.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from websockets.asyncio.server import serve
 
 from voicewire.engines import Engine
 from voicewire.engines.engine import EngineError
+from voicewire.engines.places import places
 from voicewire.engines.query import ask
 from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt import files as audio
@@ -550,6 +551,23 @@ def test_a_sound_and_a_talker_are_one_or_the_other(page: Any, knowing: Served, v
     page.click("#extract")
     session_of(page, knowing, "extract")
     assert page.get_attribute("#pick", "aria-checked") == "false"
+
+
+def test_one_of_two_talkers_from_the_keyboard(page: Any, knowing: Served, voice_weights: Path) -> None:
+    gains = [p.parts["gain"] for p in places(voice_weights)]
+    page.goto(knowing.url)
+    page.focus("#separate")
+    page.keyboard.press("Space")
+    expect_text(page, "#apart-text", "Talker 1 is kept")
+    page.click("#go")
+    session = session_of(page, knowing, "separate")
+    assert np.array_equal(session._asked["gain"], gains[0]) and session.strength_db == 40
+    page.focus("input[name=talker]")
+    page.keyboard.press("ArrowRight")
+    until(page, lambda: np.array_equal(session._asked["gain"], gains[1]))
+    page.click("#separate")
+    session_of(page, knowing, "restore")
+    assert not page.locator("#trouble").is_visible()
 
 
 def test_a_server_without_the_package_says_what_is_missing(page: Any, knowing: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,7 @@ def test_bad_queries_get_one_error_and_change_nothing(relay: Running, voice_engi
     assert "takes no query" in refused("bad_query", query=FAN, task="restore")
     assert "takes no query" in refused("bad_query", query=FAN, task="extract")
     assert "takes no voice" in refused("bad_voice", voice=voice, task="query")
-    assert "two tasks" in refused("bad_field", query=FAN, voice=voice)
+    assert "several tasks" in refused("bad_field", query=FAN, voice=voice)
     for gain in (-101, 25, "loud", True, float("nan")):
         assert "-100 to 24" in refused("bad_field", query_gain_db=gain)
     assert np.array_equal(pcm(exchange(ws, blocks(x))), alone(voice_engine, x, **asked(BELL), query_gain_db=-30.0))
@@ -328,7 +328,7 @@ def test_weights_without_queries_say_so(capsys: pytest.CaptureFixture[str], tmp_
         paths = [str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), "--url", r.url]
         for options, says in (
             (["--query", BELL], "take no queries"), (["--query", "?"], "a few words"), (["--query-gain", "-20"], "say which with --query"),
-            (["--query", BELL, "--query-gain", "-200"], "-100"), (["--query", BELL, "--enroll", "me.wav"], "two tasks"), (["--task", "query"], "no queries"),
+            (["--query", BELL, "--query-gain", "-200"], "-100"), (["--query", BELL, "--enroll", "me.wav"], "several"), (["--task", "query"], "no queries"),
         ):  # fmt: skip
             assert main(["send", *paths, *options]) == 2
             error_text = capsys.readouterr().err
