@@ -53,20 +53,16 @@ class StepGraph(nn.Module):
         return (y, k, v, *new.values())
 
 
-class VoiceGraph(nn.Module):
-    """x: an enrolment, all at once, [1, hops, 160, 2], or a sentence, [1, query_dim], as `encoder` takes them → the voice, or what is asked for in its place,
-    and what of a stream's state is turned towards it (`VOICE_PARTS`)."""
+class TurnGraph(nn.Module):
+    """voice: [1, voice_dim] of a talker, a sentence or a place → what of a stream's state is turned towards it (`VOICE_PARTS`)."""
 
-    def __init__(self, model: Model, encoder: nn.Module | None) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        assert encoder is not None
-        self.model, self.encoder = model, encoder
+        self.model = model
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, voice: Tensor) -> tuple[Tensor, ...]:
         assert self.model.turn is not None
-        voice = self.encoder(x)
-        k, v = self.model.trunk.voice_row(voice)
-        return (voice, k, v, *self.model.turn(voice))
+        return (*self.model.trunk.voice_row(voice), *self.model.turn(voice))
 
 
 def export_onnx(model: FullBand, path: Path) -> None:
@@ -79,32 +75,34 @@ def export_onnx(model: FullBand, path: Path) -> None:
     write_step(graph, x, state, ["y", "trunk.k.row", "trunk.v.row", *(f"{n}.new" for n in new)], path, fingerprint(model))
 
 
-def export_voice(model: FullBand, path: Path) -> None:
-    """Write the enrolment as ONNX: `x` → the arrays of a voiceprint."""
-    hops = torch.export.Dim("frames", min=10, max=30000) * HOPS_PER_FRAME
-    _write_voice(model, model.core.voice, torch.randn(1, 300, CORE_BINS, 2), {1: hops}, path)
-
-
-def export_query(model: FullBand, path: Path) -> None:
-    """Write as ONNX what a sentence becomes: `x` → the same arrays."""
-    _write_voice(model, model.core.asked, torch.randn(1, model.cfg.query_dim), {}, path)
-
-
-@torch.no_grad()
-def export_places(model: FullBand, path: Path) -> None:
-    """Write the arrays of a voiceprint for every place of the task `separate`, [places, ...] each."""
+def export_voices(model: FullBand, out: Path) -> None:
+    """Write what makes a voice, [1, voice_dim], of an enrolment, all at once, [1, hops, 160, 2] (voice.onnx), of a sentence, [1, query_dim] (query.onnx),
+    and the places of the task `separate` (places.npz), as far as the model knows them; and what turns a stream towards any of them (turn.onnx)."""
     core = model.core
-    assert core.places is not None and core.turn is not None
-    voice = core.places(torch.arange(model.cfg.separate))
-    arrays = (voice, *core.trunk.voice_row(voice), *core.turn(voice))
-    np.savez_compressed(path, **{name: a.numpy() for name, a in zip(("voice", *VOICE_PARTS), arrays, strict=True)})
+    if core.voice is None:
+        return
+    hops = torch.export.Dim("frames", min=10, max=30000) * HOPS_PER_FRAME
+    _write_graph(model, core.voice, torch.randn(1, 300, CORE_BINS, 2), ["voice"], {1: hops}, out / "voice.onnx")
+    _write_graph(model, TurnGraph(core), torch.randn(1, model.cfg.voice_dim), list(VOICE_PARTS), {}, out / "turn.onnx")
+    if core.asked is not None:
+        _write_graph(model, core.asked, torch.randn(1, model.cfg.query_dim), ["voice"], {}, out / "query.onnx")
+    if core.places is not None:
+        with torch.no_grad():
+            np.savez(out / "places.npz", voice=core.places(torch.arange(model.cfg.separate)).numpy())
 
 
-def _write_voice(model: FullBand, encoder: nn.Module | None, x: Tensor, dynamic: dict[int, Any], path: Path) -> None:
+def _write_graph(model: FullBand, graph: nn.Module, x: Tensor, outputs: list[str], dynamic: dict[int, Any], path: Path) -> None:
     program = torch.onnx.export(
-        VoiceGraph(model.core, encoder).eval(), (x,), dynamo=True, opset_version=OPSET, input_names=["x"], output_names=["voice", *VOICE_PARTS],
-        dynamic_shapes={"x": dynamic}, verbose=False, optimize=False,
-    )  # fmt: skip
+        graph.eval(),
+        (x,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["x"],
+        output_names=outputs,
+        dynamic_shapes=(dynamic,),
+        verbose=False,
+        optimize=False,
+    )
     assert program is not None
     program.save(str(path))
     _finish(path, fingerprint(model))
@@ -166,7 +164,7 @@ def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> FullBand:
     """Write OUT/model.safetensors (fp16), model.onnx (weights stored as fp16, computed in fp32), prefix.npz (keys and values
-    of the task tokens), model.json, voice.onnx if the model knows voices, query.onnx if it takes queries, places.npz if it separates."""
+    of the task tokens), model.json, and `export_voices`."""
     out.mkdir(parents=True, exist_ok=True)
     model = FullBand(ModelConfig.from_dict(core["config"])).eval()
     model.core.load_state_dict(core["ema"])
@@ -176,12 +174,7 @@ def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> F
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in half.items()})
     save_file({k: v.contiguous() for k, v in half.items()}, out / "model.safetensors")
     export_onnx(model, out / "model.onnx")
-    if model.cfg.voice_dim:
-        export_voice(model, out / "voice.onnx")
-    if model.cfg.query_dim:
-        export_query(model, out / "query.onnx")
-    if model.cfg.separate:
-        export_places(model, out / "places.npz")
+    export_voices(model, out)
     with torch.no_grad():
         states = [model.init_state(1, task) for task in TASKS]
     k, v = (torch.cat([s[f"trunk.prefix_{name}"][:, :, 0] for s in states]).numpy() for name in "kv")

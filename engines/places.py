@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .engine import WEIGHTS, EngineError, weights_for
-from .voiceprint import VOICE_PARTS, Voiceprint
+from .voiceprint import Voiceprint, turn_parts
 
 FILE = "places.npz"
 
@@ -36,8 +36,8 @@ def places(folder: Path | None = None) -> tuple[Place, ...]:
         raise EngineError("these weights separate nobody; for the task 'separate' install from the repository, which has some: pip install -e .")
     weights: str = json.loads((folder / "model.json").read_text())["weights"]
     with np.load(folder / FILE) as f:
-        parts, voice = {k: f[k] for k in VOICE_PARTS}, f["voice"]
-    return tuple(Place(weights, {k: v[i : i + 1] for k, v in parts.items()}, voice[i], i + 1) for i in range(len(voice)))
+        voice = f["voice"]
+    return tuple(Place(weights, turn_parts(v[None], folder), v, i) for i, v in enumerate(voice, 1))
 
 
 def place(number: int, folder: Path | None = None) -> Place:

@@ -10,7 +10,9 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ from numpy.typing import NDArray
 from .config import CORE_BINS, HOPS_PER_FRAME, HOPS_PER_SECOND
 from .engine import F32, WEIGHTS, EngineError, State, weights_for
 from .stft import analyse, hop_samples
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 VERSION = 1
 VOICE_PARTS = ("k", "v", "gain", "offset")
@@ -108,13 +113,32 @@ def known(folder: Path = WEIGHTS) -> str | None:
     return weights
 
 
+@lru_cache(maxsize=8)
+def _session(path: Path, changed_ns: int) -> InferenceSession:
+    """changed_ns: so that a file that has been replaced is read again."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_graph(path: Path, x: F32) -> list[F32]:
+    """The outputs of one of the weights' small graphs (`export.export_voices`); loaded once."""
+    outputs: list[F32] = _session(path, path.stat().st_mtime_ns).run(None, {"x": x})
+    return outputs
+
+
+def turn_parts(voice: F32, folder: Path) -> dict[str, F32]:
+    """voice: [1, voice_dim] → `VOICE_PARTS` of a stream that is turned towards it."""
+    return dict(zip(VOICE_PARTS, run_graph(folder / "turn.onnx", voice), strict=True))
+
+
 def enrol(x: F32, rate: int, folder: Path | None = None) -> Voiceprint:
     """x: [samples] of one talker, float32, rate 8,000 to 48,000 Hz → the voiceprint.
 
     ValueError for less than 1 s of speech, EngineError where the weights know no voices.
     """
-    import onnxruntime as ort
-
     folder = folder or weights_for("extract")
     weights = known(folder)
     if weights is None:
@@ -123,8 +147,5 @@ def enrol(x: F32, rate: int, folder: Path | None = None) -> Voiceprint:
     hop = hop_samples(rate)
     tails = np.concatenate([np.zeros((1, hop), np.float32), frames[:-1, hop:]])
     spec = analyse(tails, frames)[0][:, :, :CORE_BINS].reshape(1, -1, CORE_BINS, 2)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(str(folder / "voice.onnx"), options, providers=["CPUExecutionProvider"])
-    voice, *parts = session.run(None, {"x": spec})
-    return Voiceprint(weights, dict(zip(VOICE_PARTS, parts, strict=True)), voice[0])
+    (voice,) = run_graph(folder / "voice.onnx", spec)
+    return Voiceprint(weights, turn_parts(voice, folder), voice[0])
