@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,11 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from voicewire.engines.places import Place
 from voicewire.rt.cli import main
 from voicewire.rt.live import LiveSettings, config
 from voicewire.rt.live.backend import Device, DeviceError, find
 from voicewire.rt.live.clock import DeviceClock, DriftControl
 from voicewire.rt.live.edge import OutputEdge
+from voicewire.rt.live.process import AudioProcess
 from voicewire.rt.live.record import Recorder
 from voicewire.rt.live.ring import Ring
 from voicewire.rt.live.view import Screen
@@ -202,8 +205,10 @@ def test_config(tmp_path: Path) -> None:
     assert config.load(path) == LiveSettings("USB", "virtual", strength_db=18.0, period_ms=5.0)
     path.write_text('[live]\ntask = "query"\nquery = "the rain"\nquery_gain_db = -20\n')
     assert config.load(path) == LiveSettings(task="query", query="the rain", query_gain_db=-20.0)
+    path.write_text("[live]\ntalker = 2\n")
+    assert config.load(path).talker == 2
     for text, message in (
-        ("[live]\nquery = '?'", "few words"), ("[live]\nquery_gain_db = 100", "-100"),
+        ("[live]\ntalker = 0", "1 or 2"), ("[live]\ntalker = 1.5", "whole number"), ("[live]\nquery = '?'", "few words"), ("[live]\nquery_gain_db = 100", "-100"),
         ("[live]\nvolume = 3", "no setting 'volume'"), ("[live]\nstrength_db = -3", "must be 0"), ("[live]\nstrength_db = true", "must be a number"),
         ("[live]\nin = 3", "must be text"), ("[other]", "no section"), ("[live", "c.toml"), ("[live]\nperiod_ms = 1000", "1 to 100"),
     ):  # fmt: skip
@@ -280,6 +285,31 @@ def test_a_query_is_typed_and_shown() -> None:
     assert live.changes == [{"query": "rain", "task": "query"}]
     screen.take({"status": STATUS | {"task": "query", "query": "rain", "query_gain_db": -20.0}})
     assert "query: rain -20 dB" in shown(screen) and not screen.key("q")
+
+
+def test_keys_choose_the_talker() -> None:
+    live = FakeLive("restore", "separate")
+    screen = Screen(live)  # type: ignore[arg-type]
+    screen.take({"status": STATUS})
+    assert all(screen.key(k) for k in "21")
+    assert live.changes == [{"talker": 2, "task": "separate"}, {"talker": 1, "task": "separate"}]
+    screen.take({"status": STATUS | {"task": "separate", "talker": 2}})
+    assert "talker 2" in shown(screen)
+    live = FakeLive("restore", "extract")
+    assert Screen(live).key("1") and not live.changes  # type: ignore[arg-type]
+
+
+def test_the_audio_process_takes_a_talker_and_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = AudioProcess(asdict(LiveSettings(task="separate")))
+    chosen = process.controls.voices["separate"]
+    assert isinstance(chosen, Place) and chosen.number == 1 and process.controls.task == "separate"
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"set": {"talker": 2}}\n{"set": {"task": "restore"}}\n{"set": {"task": "separate"}}\n'))
+    process._commands()
+    chosen = process.controls.voices["separate"]
+    assert isinstance(chosen, Place) and chosen.number == 2 and process.controls.task == "separate"
+    assert AudioProcess(asdict(LiveSettings(talker=2))).controls.task == "restore"
+    with pytest.raises(ValueError, match="1 to 2"):
+        AudioProcess(asdict(LiveSettings(talker=3)))
 
 
 def test_memory_is_locked_or_the_reason_said() -> None:

@@ -36,8 +36,8 @@ def load(path: Path) -> LiveSettings:
             there = [{v: k for k, v in _NAMES.items()}.get(k, k) for k in known]
             raise ValueError(f"{path}: [live] has no setting '{key}'; it has: {', '.join(there)}")
         number = name in ("strength_db", "query_gain_db", "period_ms", "cushion_ms")
-        if isinstance(value, bool) or not isinstance(value, (int, float) if number else str):
-            raise ValueError(f"{path}: {key} must be {'a number' if number else 'text'}, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int if name == "talker" else (int, float) if number else str):
+            raise ValueError(f"{path}: {key} must be {'a whole number' if name == 'talker' else 'a number' if number else 'text'}, not {value!r}")
         values[name] = float(value) if number else value
     try:
         return LiveSettings(**values)

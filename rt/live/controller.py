@@ -57,6 +57,8 @@ class LiveSettings:
             raise ValueError(f"cushion_ms must be 1 to 200, not {self.cushion_ms}")
         if self.strength_db is not None and not self.strength_db >= 0:
             raise ValueError(f"strength_db must be 0 (change nothing) or more, not {self.strength_db}")
+        if self.talker is not None and self.talker < 1:
+            raise ValueError(f"talker must be 1 or 2, not {self.talker}")
         check_query_gain(self.query_gain_db)
         if self.query is not None:
             check(self.query)
