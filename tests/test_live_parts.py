@@ -208,7 +208,8 @@ def test_config(tmp_path: Path) -> None:
     path.write_text("[live]\ntalker = 2\n")
     assert config.load(path).talker == 2
     for text, message in (
-        ("[live]\ntalker = 0", "1 or 2"), ("[live]\ntalker = 1.5", "whole number"), ("[live]\nquery = '?'", "few words"), ("[live]\nquery_gain_db = 100", "-100"),
+        ("[live]\ntalker = 0", "1 or 2"), ("[live]\ntalker = 1.5", "whole number"),
+        ("[live]\nquery = '?'", "few words"), ("[live]\nquery_gain_db = 100", "-100"),
         ("[live]\nvolume = 3", "no setting 'volume'"), ("[live]\nstrength_db = -3", "must be 0"), ("[live]\nstrength_db = true", "must be a number"),
         ("[live]\nin = 3", "must be text"), ("[other]", "no section"), ("[live", "c.toml"), ("[live]\nperiod_ms = 1000", "1 to 100"),
     ):  # fmt: skip
