@@ -91,8 +91,8 @@ def test_shares_of_the_tasks(talkers_cache: Path, tmp_path: Path) -> None:
     path.write_text(RECIPE.format(cache=talkers_cache))
     batches = Batches(load(path).data, 0)
     drawn = [batches[i][0] for i in range(120)]
-    assert 30 < drawn.count("extract") < 66 and 20 < drawn.count("query") < 54 and drawn.count("restore") > 20
-    for change, complaint in (("query_dim = 256", "query_dim"), ("extract = 0.4", "more than all")):
+    assert all(20 < drawn.count(task) < 54 for task in ("extract", "query")) and 15 < drawn.count("separate") < 46 and drawn.count("restore") > 8
+    for change, complaint in (("query_dim = 256", "query_dim"), ("extract = 0.3", "more than all")):
         path.write_text(RECIPE.format(cache=talkers_cache).replace(change, "extract = 0.8" if change.startswith("extract") else ""))
         with pytest.raises(ValueError, match=complaint):
             Run(tmp_path / "run", load(path), "cpu", None, None)

@@ -221,7 +221,7 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
 def test_released_weights(tmp_path: Path, noisy: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
     """What the commands take when nobody names weights: restoration has its own; a voice or a query brings those that know all tasks."""
     pytest.importorskip("wordllama")
-    assert weights_for("restore") == WEIGHTS and all(weights_for(task) == TASK_WEIGHTS for task in ("extract", "query"))
+    assert weights_for("restore") == WEIGHTS and all(weights_for(task) == TASK_WEIGHTS for task in ("extract", "separate", "query"))
     voice = enrol(noisy, 16000)
     sf.write(tmp_path / "in.wav", noisy[:32000], 16000)
     (tmp_path / "me.voice").write_bytes(voice.to_bytes())
