@@ -12,6 +12,7 @@ Phases are kept relative to the middle of the window, where they change slowly f
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,18 +53,25 @@ class Gate(nn.Module):
         return self.norm(deep + g * self.adapter(shallow)), g
 
 
-class Encoder(Causal):
-    """x: [B, hops, 160, 2] float32 spectrum (hops even) → tokens [B, frames, 1 + layers] int64, semantic first.
+class Heard(NamedTuple):
+    """What the layers before the quantisers make of a sound: acoustic and semantic vectors [B, frames, dim], openness of the gate [B, frames, dim],
+    log-probabilities of the pitch [B, frames, 2, 96], loudness of every hop [B, hops] (amplitude)."""
 
-    `features` gives what the quantisers see, acoustic vectors with the pitch at the end [B, frames, dim + 1] and semantic ones [B, frames, dim]; the
-    gate; and log-probabilities of the pitch [B, frames, 2, 96].
-    """
+    acoustic: Tensor
+    semantic: Tensor
+    gate: Tensor
+    pitch: Tensor
+    level: Tensor
+
+
+class Analysis(Causal):
+    """x: [B, hops, 160, 2] float32 spectrum (hops even) → `Heard`. told_level: the loudness that the layers are told of, None: that of the sound."""
 
     step_size = HOPS_PER_FRAME
 
-    def __init__(self, cfg: CodecConfig) -> None:
+    def __init__(self, cfg: CodecConfig, told_level: float | None = None) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.told_level = told_level
         c, d = cfg.channels, cfg.dim
         self.level = Level(HOPS_PER_FRAME)
         self.head = nn.Sequential(FreqConv(2 * HOPS_PER_FRAME * 3, c, 8, 4), FreqConv(c, 2 * c, 4, 2))
@@ -72,11 +80,6 @@ class Encoder(Causal):
         self.acoustic = Stack(d, cfg.kernel, cfg.acoustic_blocks)
         self.semantic = Stack(d, cfg.kernel, cfg.semantic_blocks)
         self.gate = Gate(d)
-        self.semantic_vq = Quantiser(d, cfg.code_dim, cfg.codes, 1)
-        self.acoustic_vq = Quantiser(d, cfg.code_dim, cfg.codes, cfg.layers, told=1)
-        self.guess = nn.Linear(cfg.code_dim, cfg.code_dim + 1)
-        nn.init.zeros_(self.guess.weight)
-        nn.init.zeros_(self.guess.bias)
 
     def init_state(self, batch: int) -> State:
         return {
@@ -87,14 +90,14 @@ class Encoder(Causal):
         }
 
     def _features(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """→ [B, frames, 6, 160] at one loudness, and that loudness [B, frames, 2]."""
+        """→ [B, frames, 6, 160] at one loudness, and what is told of that loudness [B, frames, 2]."""
         b, hops = level.shape
-        level = level + LEVEL_FLOOR
         xc = centred(compress(x / level[..., None, None]))
         size = (xc.square().sum(-1, keepdim=True) + 1e-8).sqrt()
         f = torch.cat([xc, size], -1).view(b, hops // HOPS_PER_FRAME, HOPS_PER_FRAME, CORE_BINS, 3)
         f = f.permute(0, 1, 2, 4, 3).reshape(b, hops // HOPS_PER_FRAME, -1, CORE_BINS)
-        return f, (level.log() / 2 + 3).view(b, -1, HOPS_PER_FRAME)
+        told = level if self.told_level is None else torch.full_like(level, self.told_level)
+        return f, (told.log() / 2 + 3).view(b, -1, HOPS_PER_FRAME)
 
     def _analyse(self, f: Tensor, loud: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, frames, 12, 160] → what is common [B, frames, dim], the same knowing loudness and pitch, and log-probabilities of the pitch."""
@@ -104,26 +107,51 @@ class Encoder(Causal):
         pitch = self.ear(hops)
         return c, c + self.from_level(loud) + self.from_pitch(pitch.exp().flatten(2)), pitch
 
-    def _with_pitch(self, acoustic: Tensor, pitch: Tensor) -> Tensor:
-        return torch.cat([acoustic.float(), PITCH_FINE * most_likely(pitch.detach())], -1)
-
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def heard(self, x: Tensor) -> Heard:
         with torch.no_grad():
-            level = self.level(x.square().sum(-1).mean(-1))
+            level = self.level(x.square().sum(-1).mean(-1)) + LEVEL_FLOOR
         f, loud = self._features(x, level)
         past = torch.cat([torch.zeros_like(f[:, :1]), f[:, :-1]], 1)
         common, shallow, pitch = self._analyse(torch.cat([past, f], 2), loud)
         fused, gate = self.gate(self.semantic(common), shallow)
-        return self._with_pitch(self.acoustic(shallow), pitch), fused, gate, pitch
+        return Heard(self.acoustic(shallow), fused, gate, pitch, level)
 
-    def features_step(self, x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def heard_step(self, x: Tensor, state: State) -> tuple[Heard, State]:
         level, level_state = self.level.step(x.square().sum(-1).mean(-1), within("level", state))
+        level = level + LEVEL_FLOOR
         f, loud = self._features(x, level)
         common, shallow, pitch = self._analyse(torch.cat([state["past"][:, None], f], 2), loud)
         acoustic, a = self.acoustic.step(shallow, within("acoustic", state))
         deep, s = self.semantic.step(common, within("semantic", state))
         new = {**scoped("level", level_state), "past": f[:, 0], **scoped("acoustic", a), **scoped("semantic", s)}
-        return self._with_pitch(acoustic, pitch), self.gate(deep, shallow)[0], {k: new[k] for k in state}
+        return Heard(acoustic, *self.gate(deep, shallow), pitch, level), {k: new[k] for k in state}
+
+
+class Encoder(Analysis):
+    """x: [B, hops, 160, 2] float32 spectrum (hops even) → tokens [B, frames, 1 + layers] int64, semantic first.
+
+    `features` gives what the quantisers see, acoustic vectors with the pitch at the end [B, frames, dim + 1] and semantic ones [B, frames, dim]; the
+    gate; and log-probabilities of the pitch [B, frames, 2, 96].
+    """
+
+    def __init__(self, cfg: CodecConfig) -> None:
+        super().__init__(cfg)
+        self.semantic_vq = Quantiser(cfg.dim, cfg.code_dim, cfg.codes, 1)
+        self.acoustic_vq = Quantiser(cfg.dim, cfg.code_dim, cfg.codes, cfg.layers, told=1)
+        self.guess = nn.Linear(cfg.code_dim, cfg.code_dim + 1)
+        nn.init.zeros_(self.guess.weight)
+        nn.init.zeros_(self.guess.bias)
+
+    def _with_pitch(self, acoustic: Tensor, pitch: Tensor) -> Tensor:
+        return torch.cat([acoustic.float(), PITCH_FINE * most_likely(pitch.detach())], -1)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        h = self.heard(x)
+        return self._with_pitch(h.acoustic, h.pitch), h.semantic, h.gate, h.pitch
+
+    def features_step(self, x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        h, new = self.heard_step(x, state)
+        return self._with_pitch(h.acoustic, h.pitch), h.semantic, new
 
     def tokens(self, acoustic: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
         """→ (tokens [B, frames, 1 + layers], what the semantic search was given [B, frames, code_dim])."""
@@ -153,20 +181,14 @@ class Encoder(Causal):
         return self.tokens(acoustic, semantic)[0], new
 
 
-class Decoder(Causal):
-    """Two vectors a frame, as the quantisers give them out, [B, frames, 2 dim] → [B, hops, 160, 2] spectrum.
-
-    From every vector: the pitch of its two hops, and two filters a hop, one for pulses at that pitch (size and phase) and one for noise (size).
-    """
+class Shaper(Causal):
+    """The end of a decoder: two filters a hop, one for pulses at a pitch (size and phase) and one for noise (size), and the sources they shape."""
 
     def __init__(self, cfg: CodecConfig) -> None:
         super().__init__()
         c = cfg.channels
         self.channels = c
-        self.inp = nn.Linear(2 * cfg.dim, cfg.dim)
-        self.stack = Stack(cfg.dim, cfg.kernel, cfg.decoder_blocks)
         self.norm = nn.LayerNorm(cfg.dim)
-        self.pitch, self.pitch_now = nn.Linear(cfg.dim, HOPS_PER_FRAME), nn.Linear(2 * cfg.dim, HOPS_PER_FRAME)
         self.source = Source()
         self.from_dim = nn.Linear(cfg.dim, 2 * c * BANDS)
         self.up = nn.Sequential(nn.SiLU(), nn.ConvTranspose1d(2 * c, c, 4, 2, 1), FreqConv(c, c))
@@ -176,24 +198,38 @@ class Decoder(Causal):
             self.tail.bias.zero_()
             self.tail.bias[0::4] = self.tail.bias[3::4] = -1.5  # log of a quiet compressed magnitude
 
-    def init_state(self, batch: int) -> State:
-        return self.stack.init_state(batch) | scoped("source", self.source.init_state(batch))
-
-    def _told(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, dim] behind the stack, [B, T, 2 dim] before it → pitch [B, hops] Hz, filters of pulses [B, hops, 160, 2], of noise [B, hops, 160, 1]."""
+    def _filters(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, dim] behind the norm → filters of pulses [B, hops, 160, 2], of noise [B, hops, 160, 1]."""
         b, t, _ = h.shape
-        h = self.norm(h)
-        hz = LOWEST_HZ * (math.log(HIGHEST_HZ / LOWEST_HZ) * torch.sigmoid((self.pitch(h) + self.pitch_now(x)).float())).exp()
         u = self.from_dim(h).view(b * t, 2 * self.channels, BANDS)
         o = self.tail(self.up(u)).float().view(b, t, HOPS_PER_FRAME, 4, CORE_BINS).permute(0, 1, 2, 4, 3)
         o = o.reshape(b, t * HOPS_PER_FRAME, CORE_BINS, 4)
         size = (o[..., 0::3].clamp(-4.0, 1.5) / POWER).exp()
         turn = torch.stack([1 + o[..., 1], o[..., 2]], -1)
         turn = turn * (turn.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
-        return hz.view(b, -1), size[..., :1] * turn, size[..., 1:]
+        return size[..., :1] * turn, size[..., 1:]
 
     def _shaped(self, source: Tensor, voice: Tensor, noise: Tensor) -> Tensor:
         return centred(complex_mul(voice, source[:, :, 0]) + noise * source[:, :, 1])
+
+
+class Decoder(Shaper):
+    """Two vectors a frame, as the quantisers give them out, [B, frames, 2 dim] → [B, hops, 160, 2] spectrum, by way of the pitch and the filters."""
+
+    def __init__(self, cfg: CodecConfig) -> None:
+        super().__init__(cfg)
+        self.inp = nn.Linear(2 * cfg.dim, cfg.dim)
+        self.stack = Stack(cfg.dim, cfg.kernel, cfg.decoder_blocks)
+        self.pitch, self.pitch_now = nn.Linear(cfg.dim, HOPS_PER_FRAME), nn.Linear(2 * cfg.dim, HOPS_PER_FRAME)
+
+    def init_state(self, batch: int) -> State:
+        return self.stack.init_state(batch) | scoped("source", self.source.init_state(batch))
+
+    def _told(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, dim] behind the stack, [B, T, 2 dim] before it → pitch [B, hops] Hz, filters of pulses [B, hops, 160, 2], of noise [B, hops, 160, 1]."""
+        h = self.norm(h)
+        hz = LOWEST_HZ * (math.log(HIGHEST_HZ / LOWEST_HZ) * torch.sigmoid((self.pitch(h) + self.pitch_now(x)).float())).exp()
+        return hz.view(len(h), -1), *self._filters(h)
 
     def spectrum_and_pitch(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`forward`, and the pitch [B, hops] in Hz, with a gradient."""
