@@ -55,12 +55,13 @@ class Gate(nn.Module):
 
 class Heard(NamedTuple):
     """What the layers before the quantisers make of a sound: acoustic and semantic vectors [B, frames, dim], openness of the gate [B, frames, dim],
-    log-probabilities of the pitch [B, frames, 2, 96], loudness of every hop [B, hops] (amplitude)."""
+    log-probabilities of the pitch [B, frames, 2, 96] and what they are made of, [B, frames, 6 · 96]; loudness of every hop [B, hops] (amplitude)."""
 
     acoustic: Tensor
     semantic: Tensor
     gate: Tensor
     pitch: Tensor
+    salience: Tensor
     level: Tensor
 
 
@@ -99,32 +100,33 @@ class Analysis(Causal):
         told = level if self.told_level is None else torch.full_like(level, self.told_level)
         return f, (told.log() / 2 + 3).view(b, -1, HOPS_PER_FRAME)
 
-    def _analyse(self, f: Tensor, loud: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, frames, 12, 160] → what is common [B, frames, dim], the same knowing loudness and pitch, and log-probabilities of the pitch."""
+    def _analyse(self, f: Tensor, loud: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[B, frames, 12, 160] → what is common [B, frames, dim], the same knowing loudness and pitch, log-probabilities of the pitch, its salience."""
         b, t = f.shape[:2]
         c: Tensor = self.to_dim(self.head(f.flatten(0, 1)).flatten(1)).view(b, t, -1)
         hops = f.view(b, t, 2 * HOPS_PER_FRAME, 3, CORE_BINS)[:, :, :, :2].transpose(-1, -2)
-        pitch = self.ear(hops)
-        return c, c + self.from_level(loud) + self.from_pitch(pitch.exp().flatten(2)), pitch
+        salience = self.ear.salience(hops)
+        pitch = self.ear.judge(salience)
+        return c, c + self.from_level(loud) + self.from_pitch(pitch.exp().flatten(2)), pitch, salience
 
     def heard(self, x: Tensor) -> Heard:
         with torch.no_grad():
             level = self.level(x.square().sum(-1).mean(-1)) + LEVEL_FLOOR
         f, loud = self._features(x, level)
         past = torch.cat([torch.zeros_like(f[:, :1]), f[:, :-1]], 1)
-        common, shallow, pitch = self._analyse(torch.cat([past, f], 2), loud)
+        common, shallow, pitch, salience = self._analyse(torch.cat([past, f], 2), loud)
         fused, gate = self.gate(self.semantic(common), shallow)
-        return Heard(self.acoustic(shallow), fused, gate, pitch, level)
+        return Heard(self.acoustic(shallow), fused, gate, pitch, salience, level)
 
     def heard_step(self, x: Tensor, state: State) -> tuple[Heard, State]:
         level, level_state = self.level.step(x.square().sum(-1).mean(-1), within("level", state))
         level = level + LEVEL_FLOOR
         f, loud = self._features(x, level)
-        common, shallow, pitch = self._analyse(torch.cat([state["past"][:, None], f], 2), loud)
+        common, shallow, pitch, salience = self._analyse(torch.cat([state["past"][:, None], f], 2), loud)
         acoustic, a = self.acoustic.step(shallow, within("acoustic", state))
         deep, s = self.semantic.step(common, within("semantic", state))
         new = {**scoped("level", level_state), "past": f[:, 0], **scoped("acoustic", a), **scoped("semantic", s)}
-        return Heard(acoustic, *self.gate(deep, shallow), pitch, level), {k: new[k] for k in state}
+        return Heard(acoustic, *self.gate(deep, shallow), pitch, salience, level), {k: new[k] for k in state}
 
 
 class Encoder(Analysis):

@@ -127,9 +127,13 @@ class PitchEar(nn.Module):
             self.weigh.weight.mul_(0.2)
             self.weigh.weight.view(HOPS_PER_FRAME, LAGS, HOPS_PER_FRAME, 3, LAGS)[[0, 1], :, [0, 1]] += 4 * torch.eye(LAGS)[:, None]
 
+    def judge(self, salience: Tensor) -> Tensor:
+        """[B, T, 6 · 96] of `Salience` → as `forward`."""
+        y: Tensor = self.weigh(salience).float()
+        return y.view(*salience.shape[:2], HOPS_PER_FRAME, LAGS).log_softmax(-1)
+
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.weigh(self.salience(x)).float()
-        return y.view(*x.shape[:2], HOPS_PER_FRAME, LAGS).log_softmax(-1)
+        return self.judge(self.salience(x))
 
 
 def most_likely(pitch: Tensor) -> Tensor:
