@@ -18,8 +18,8 @@ CODEC_WEIGHTS = WEIGHTS / "codec"
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
-class _Step:
-    """One ONNX graph `x, state... → outputs..., state.new...`."""
+class StepGraph:
+    """One ONNX graph `x, state... → outputs..., state.new...`; what has no `.new` stays as it is."""
 
     def __init__(self, path: Path, threads: int) -> None:
         options = ort.SessionOptions()
@@ -30,18 +30,19 @@ class _Step:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime's exceptions have no common base that it documents
-            raise EngineError(f"{path} cannot be loaded ({type(e).__name__}); export it again: python -m voicewire.engines.codec_export") from None
+            raise EngineError(f"{path} cannot be loaded ({type(e).__name__}); export the weights again") from None
         inputs = {i.name: i for i in self._session.get_inputs()}
         del inputs["x"]
         self._shapes = {n: (tuple(i.shape[1:]), _TYPES[i.type]) for n, i in inputs.items()}
-        self._outputs = len(self._session.get_outputs()) - len(self._shapes)
+        self._changed = [o.name.removesuffix(".new") for o in self._session.get_outputs() if o.name.endswith(".new")]
 
     def fresh(self, batch: int) -> State:
         return {n: np.zeros((batch, *shape), dtype) for n, (shape, dtype) in self._shapes.items()}
 
     def __call__(self, x: NDArray[Any], state: State) -> tuple[list[NDArray[Any]], State]:
         out = self._session.run(None, {"x": x, **state})
-        return out[: self._outputs], dict(zip(self._shapes, out[self._outputs :], strict=True))
+        outputs = len(out) - len(self._changed)
+        return out[:outputs], {**state, **dict(zip(self._changed, out[outputs:], strict=True))}
 
 
 class CodecEngine:
@@ -60,7 +61,7 @@ class CodecEngine:
             self.weights: str = meta["weights"]  # fingerprint, binds token files
         except (ValueError, KeyError, TypeError, OSError) as e:
             raise EngineError(f"{folder / 'codec.json'} is not what codec_export writes ({e}); export the weights again") from None
-        self._encode, self._decode = _Step(folder / "encode.onnx", threads), _Step(folder / "decode.onnx", threads)
+        self._encode, self._decode = StepGraph(folder / "encode.onnx", threads), StepGraph(folder / "decode.onnx", threads)
 
     def init_encoder(self, batch: int) -> State:
         return self._encode.fresh(batch)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 State = dict[str, NDArray[np.generic]]  # flat, ordered; slot on axis 0 of every array
 
-PINNED = ("trunk.prefix_k", "trunk.prefix_v", "trunk.prefix_on", "gain", "offset")  # the part of a state that says what to do: no step changes it
+PINNED = ("trunk.prefix_k", "trunk.prefix_v", "trunk.prefix_on", "gain", "offset", "target.voice", "target.octave", "target.amount")  # the part of a state that says what to do: no step changes it
 
 WEIGHTS = Path(__file__).parent / "weights"
 TASK_WEIGHTS = WEIGHTS / "tasks"
-_KNOWS = {"extract": "voice.onnx", "query": "query.onnx", "separate": "places.npz"}  # what weights hold that know a task
+CONVERT_WEIGHTS = WEIGHTS / "convert"
+_KNOWS = {"extract": "voice.onnx", "query": "query.onnx", "separate": "places.npz", "convert": "convert.onnx"}  # what weights hold that know a task
 
 
 class EngineError(RuntimeError):
@@ -56,12 +57,18 @@ NAMES = ("auto", "onnx", "tensorrt", "torch-cuda", "torch")
 def weights_for(task: str) -> Path:
     """The folder of released weights for a stream that is to do `task`, too. Those for restoration know nothing else, and restore a little better than those
     that know all tasks; these lie in the repository and, for their size, in no wheel."""
-    return next((folder for folder in (WEIGHTS, TASK_WEIGHTS) if task in _KNOWS and (folder / _KNOWS[task]).exists()), WEIGHTS)
+    return next((folder for folder in (WEIGHTS, TASK_WEIGHTS, CONVERT_WEIGHTS) if task in _KNOWS and (folder / _KNOWS[task]).exists()), WEIGHTS)
 
 
 def open_engine(name: str = "onnx", weights: Path = WEIGHTS, threads: int = 1) -> Engine:
     """`onnx` (CPU, the default), `tensorrt` or `torch-cuda` (NVIDIA GPU), `auto` (the first of tensorrt, torch-cuda, onnx that works here)
     or `torch` (reference). EngineError when it cannot be had here."""
+    if (weights / _KNOWS["convert"]).exists():
+        if name not in ("onnx", "auto"):
+            raise EngineError(f"voices are converted on the CPU only, not by the engine '{name}'; choose the engine onnx")
+        from .convert_engine import ConvertEngine
+
+        return ConvertEngine(weights, threads)
     if name == "onnx":
         from .onnx_engine import OnnxEngine
 

@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,14 @@ def _write_graph(model: FullBand, graph: nn.Module, x: Tensor, outputs: list[str
     )
     assert program is not None
     program.save(str(path))
-    _finish(path, fingerprint(model))
+    _finish(path, fingerprint(model), _store_half)
 
 
-def write_step(graph: nn.Module, x: Tensor, state: State, outputs: list[str], path: Path, weights: str) -> None:
-    """graph(x, *state) → ONNX with inputs `x` and every state by name, slots on axis 0 of all. weights: the fingerprint it is stamped with."""
+def write_step(
+    graph: nn.Module, x: Tensor, state: State, outputs: list[str], path: Path, weights: str, store: Callable[[onnx.ModelProto], None] | None = None
+) -> None:
+    """graph(x, *state) → ONNX with inputs `x` and every state by name, slots on axis 0 of all. weights: the fingerprint it is stamped with; store: how weights
+    are kept, by default as fp16 where they are such values."""
     slots = torch.export.Dim("slots", min=1, max=4096)
     program = torch.onnx.export(
         graph, (x, *state.values()), dynamo=True, opset_version=OPSET, input_names=["x", *state], output_names=outputs,
@@ -118,18 +121,18 @@ def write_step(graph: nn.Module, x: Tensor, state: State, outputs: list[str], pa
     )  # fmt: skip
     assert program is not None
     program.save(str(path))
-    _finish(path, weights)
+    _finish(path, weights, store or _store_half)
 
 
-def _finish(path: Path, weights: str) -> None:
-    """Without the notes of the machine that exported, stamped, weights stored as fp16."""
+def _finish(path: Path, weights: str, store: Callable[[onnx.ModelProto], None]) -> None:
+    """Without the notes of the machine that exported, stamped, weights stored small."""
     proto = onnx.load(str(path))
     del proto.metadata_props[:]
     for node in proto.graph.node:  # exporter notes: source paths of the machine that exported
         del node.metadata_props[:]
         node.doc_string = ""
     helper.set_model_props(proto, {"voicewire.weights": weights})
-    _store_half(proto)
+    store(proto)
     onnx.save(proto, str(path))
 
 

@@ -231,7 +231,7 @@ class Decoder(Shaper):
         """[B, T, dim] behind the stack, [B, T, 2 dim] before it → pitch [B, hops] Hz, filters of pulses [B, hops, 160, 2], of noise [B, hops, 160, 1]."""
         h = self.norm(h)
         hz = LOWEST_HZ * (math.log(HIGHEST_HZ / LOWEST_HZ) * torch.sigmoid((self.pitch(h) + self.pitch_now(x)).float())).exp()
-        return hz.view(len(h), -1), *self._filters(h)
+        return hz.view(h.shape[0], -1), *self._filters(h)
 
     def spectrum_and_pitch(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`forward`, and the pitch [B, hops] in Hz, with a gradient."""

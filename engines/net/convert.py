@@ -177,7 +177,7 @@ class Converter(Causal):
             "own": torch.zeros(batch, self.cfg.voice_dim),
             **scoped("speaker", self.speaker.init_state(batch)),
             "target.voice": torch.zeros(batch, self.cfg.voice_dim),
-            "target.octave": torch.full((batch, 1), self.middle),
+            "target.octave": torch.zeros(batch, 1),
             "target.amount": torch.zeros(batch, 1),
         }
 
@@ -212,7 +212,7 @@ class Converter(Causal):
     @staticmethod
     def _weight(voiced: Tensor, frames: int) -> Tensor:
         """How much a frame says about the own voice: [B, hops] logits → [B, T, 1]."""
-        return voiced.sigmoid().view(len(voiced), frames, -1).mean(-1, keepdim=True)
+        return voiced.sigmoid().view(voiced.shape[0], frames, -1).mean(-1, keepdim=True)
 
     def forward(self, x: Tensor, target: State | None = None) -> Tensor:
         """target: `TARGET` of a state; None: none."""
