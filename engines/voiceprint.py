@@ -1,7 +1,8 @@
 """An enrolled voice as a small file: made once from a recording of one talker, bound to the weights it was made with.
 
-It holds what of a stream's state is turned towards the talker: a pinned row of keys and values for the trunk, and gains and offsets of the bands. So a voice
-can be set, taken away or swapped between any two frames, on any engine. Enrolment runs on ONNX Runtime whatever the engine of the stream is.
+It holds what of a stream's state is turned towards the talker: a pinned row of keys and values for the trunk, and gains and offsets of the bands; for the
+converter, which speaks as the talker, the voice itself and where its pitch lies. So a voice can be set, taken away or swapped between any two frames, on any
+engine. Enrolment runs on ONNX Runtime whatever the engine of the stream is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,18 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import CORE_BINS, HOPS_PER_FRAME, HOPS_PER_SECOND
-from .engine import F32, WEIGHTS, EngineError, State, weights_for
+from .convert_engine import GRAPH, ConvertEngine
+from .engine import CONVERT_WEIGHTS, F32, WEIGHTS, Engine, EngineError, State, weights_for
 from .stft import analyse, hop_samples
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-VERSION = 1
+VERSIONS = (1, 2)  # 2: knows the pitch, too
 VOICE_PARTS = ("k", "v", "gain", "offset")
 FRAMES_PER_SECOND = HOPS_PER_SECOND // HOPS_PER_FRAME
 LEAST_S, MOST_S = 1.0, 30.0
 ROW = 1  # of the pinned prefix; row 0 is the task
 MOST_BYTES = 1 << 20  # of all arrays together: the file may be a stranger's, and what is packed small can be large
+PITCHLESS = "the voiceprint does not know how high that voice is, as a conversion needs to; enroll again: voicewire enroll ME.wav -o me.voice"
 DAMAGED = "this is not a voicewire voiceprint, or it is damaged; make one: voicewire enroll ME.wav -o me.voice"
 
 
@@ -40,14 +43,19 @@ def voice_rows(state: State) -> State:
 
 @dataclass(frozen=True)
 class Voiceprint:
-    """weights: fingerprint of the weights it fits. parts: `VOICE_PARTS`, [1, ...] float32 each. voice: [voice_dim], for comparing talkers."""
+    """weights: fingerprint of the weights it fits. parts: `VOICE_PARTS`, [1, ...] float32 each. voice: [voice_dim], for comparing talkers, and to speak as one.
+    octave: mean pitch, log2 of Hz; None where it was not measured: in files of version 1, without the converter's weights, of a whisper."""
 
     weights: str
     parts: dict[str, NDArray[np.float32]]
     voice: F32
+    octave: float | None = field(default=None, kw_only=True)
 
     def turn(self, state: State) -> None:
         """Turn every slot of the state towards this voice, from its next frame on. ValueError, and nothing is turned, unless it fits the model's sizes."""
+        if "target.voice" in state:
+            self._speak(state)
+            return
         rows = voice_rows(state)
         if any(self.parts[k].shape != (1, *rows[k].shape[1:]) for k in VOICE_PARTS):
             raise ValueError(DAMAGED)
@@ -57,9 +65,20 @@ class Voiceprint:
         state["gain"][:] = self.parts["gain"]
         state["offset"][:] = self.parts["offset"]
 
+    def _speak(self, state: State) -> None:
+        """The same in a converter's state."""
+        if self.octave is None:
+            raise ValueError(PITCHLESS)
+        if self.voice.shape != state["target.voice"].shape[1:]:
+            raise ValueError(DAMAGED)
+        state["target.voice"][:], state["target.octave"][:], state["target.amount"][:] = self.voice, self.octave, 1
+
     def to_bytes(self) -> bytes:
         file = io.BytesIO()
-        head = np.frombuffer(json.dumps({"voiceprint": VERSION, "weights": self.weights}).encode(), np.uint8)
+        about: dict[str, object] = {"voiceprint": VERSIONS[0], "weights": self.weights}
+        if self.octave is not None:
+            about |= {"voiceprint": VERSIONS[1], "octave": self.octave}
+        head = np.frombuffer(json.dumps(about).encode(), np.uint8)
         np.savez_compressed(file, head=head, voice=self.voice, **{k: self.parts[k] for k in VOICE_PARTS})  # type: ignore[arg-type]
         return file.getvalue()
 
@@ -73,12 +92,14 @@ class Voiceprint:
             with np.load(io.BytesIO(data), allow_pickle=False) as f:
                 arrays = {k: f[k] for k in f.files}
             head = json.loads(arrays.pop("head").tobytes())
-            made = cls(head["weights"], {k: arrays[k] for k in VOICE_PARTS}, arrays["voice"])
             version = head["voiceprint"]
+            octave = float(head["octave"]) if version == VERSIONS[1] else None
+            made = cls(head["weights"], {k: arrays[k] for k in VOICE_PARTS}, arrays["voice"], octave=octave)
             sound = all(a.dtype == np.float32 and np.isfinite(a).all() for a in (*made.parts.values(), made.voice))
+            sound = sound and (octave is None or 5 < octave < 9)  # 32 to 512 Hz
         except Exception:
             raise ValueError(DAMAGED) from None
-        if version != VERSION or made.weights != weights:
+        if version not in VERSIONS or made.weights != weights:
             raise ValueError("the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice")
         if not sound:
             raise ValueError(DAMAGED)
@@ -134,6 +155,11 @@ def turn_parts(voice: F32, folder: Path) -> dict[str, F32]:
     return dict(zip(VOICE_PARTS, run_graph(folder / "turn.onnx", voice), strict=True))
 
 
+def taken_by(engine: Engine) -> str:
+    """The fingerprint of the voiceprints that fit an engine. The converter takes those of the weights that know voices: it was trained with their encoder."""
+    return (known(weights_for("extract")) or "") if isinstance(engine, ConvertEngine) else engine.weights
+
+
 def enrol(x: F32, rate: int, folder: Path | None = None) -> Voiceprint:
     """x: [samples] of one talker, float32, rate 8,000 to 48,000 Hz → the voiceprint.
 
@@ -148,4 +174,5 @@ def enrol(x: F32, rate: int, folder: Path | None = None) -> Voiceprint:
     tails = np.concatenate([np.zeros((1, hop), np.float32), frames[:-1, hop:]])
     spec = analyse(tails, frames)[0][:, :, :CORE_BINS].reshape(1, -1, CORE_BINS, 2)
     (voice,) = run_graph(folder / "voice.onnx", spec)
-    return Voiceprint(weights, turn_parts(voice, folder), voice[0])
+    octave = ConvertEngine(CONVERT_WEIGHTS).octave(spec) if (CONVERT_WEIGHTS / GRAPH).exists() else None
+    return Voiceprint(weights, turn_parts(voice, folder), voice[0], octave=octave)

@@ -14,7 +14,7 @@ from voicewire.engines.config import HOPS_PER_FRAME
 from voicewire.engines.samples import F32, Samples, to_float, to_int16
 from voicewire.engines.stft import hop_samples, latency_samples
 
-__all__ = ["F32", "QUERY_GAIN_DB", "USUAL_STRENGTH_DB", "Lane", "Samples", "check_query_gain", "check_strength", "dry_share", "to_float", "to_int16"]
+__all__ = ["F32", "QUERY_GAIN_DB", "USUAL_STRENGTH_DB", "Lane", "Samples", "check_query_gain", "check_strength", "check_voice_strength", "dry_share", "to_float", "to_int16"]
 
 # restore: a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG).
 # extract, query: what stays of the other talkers would be words, and of other sounds what nobody asked for
@@ -27,6 +27,8 @@ def dry_share(strength_db: float | None, bypass: bool, task: str = "restore", qu
     query_gain_db: of the task `query`, which then keeps everything and changes the queried sound; None: keeps that alone."""
     if bypass:
         return 1.0
+    if task == "convert":  # two voices at once would be a choir: `Stream.voice_strength` instead
+        return 0.0
     if task == "query" and query_gain_db is not None:
         return -float(10 ** (query_gain_db / 20))
     return float(10 ** (-(USUAL_STRENGTH_DB[task] if strength_db is None else strength_db) / 20))
@@ -39,6 +41,13 @@ def check_strength(strength_db: float | None) -> float | None:
     if not strength_db >= 0:
         raise ValueError(f"strength must be 0 dB (change nothing) or more, not {strength_db}")
     return float(strength_db)
+
+
+def check_voice_strength(voice_strength: float) -> float:
+    """How far to go towards another voice, as a float. ValueError unless it is from 0 (the talker's own voice) to 1 (the other's)."""
+    if not 0 <= voice_strength <= 1:
+        raise ValueError(f"voice_strength must be from 0 (the talker's own voice) to 1 (the voiceprint's), not {voice_strength}")
+    return float(voice_strength)
 
 
 def check_query_gain(query_gain_db: float | None) -> float | None:

@@ -10,20 +10,25 @@ from typing import Literal, cast
 import numpy as np
 
 from voicewire.engines.config import TASKS
+from voicewire.engines.convert_engine import ConvertEngine
 from voicewire.engines.engine import PINNED, Engine, State, open_engine, weights_for
 from voicewire.engines.places import Place, places
 from voicewire.engines.query import Query
 from voicewire.engines.stft import analyse, finish, hop_samples
-from voicewire.engines.voiceprint import Voiceprint
+from voicewire.engines.voiceprint import Voiceprint, taken_by
 
-from .lane import F32, Lane, Samples, check_query_gain, check_strength, dry_share, to_float, to_int16
+from .lane import F32, Lane, Samples, check_query_gain, check_strength, check_voice_strength, dry_share, to_float, to_int16
 from .snapshot import kind, pack, unpack
 
 ChannelMode = Literal["mix", "each"]
 
 RESTORES_ONLY = "(a stream that began without a voice or a query has weights that only restore: begin it with one)"
 VOICE_OF_ANOTHER = f"the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice {RESTORES_ONLY}"
+<<<<<<< HEAD
 BUILT_TASKS = ("restore", "extract", "separate", "query")
+=======
+BUILT_TASKS = ("restore", "extract", "query", "convert")
+>>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
 
 
 def check_task(task: str) -> str:
@@ -35,20 +40,34 @@ def check_task(task: str) -> str:
 
 def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:
     """ValueError unless the task has the voice or the query it needs, made with the engine's weights."""
+<<<<<<< HEAD
     query, place = isinstance(voice, Query), isinstance(voice, Place)
     if task == "separate" and not place:
         raise ValueError("the task 'separate' takes no voiceprint and no query; choose the task 'extract' or 'query'")
     if place and task != "separate":
         raise ValueError(f"the task '{task}' takes no place among talkers; that is for the task 'separate'")
+=======
+    query = isinstance(voice, Query)
+    if (task == "convert") != isinstance(engine, ConvertEngine):
+        raise ValueError("the task 'convert' has weights of its own, so a stream cannot change to it or from it; begin another stream")
+    if task == "convert" and (voice is None or query):
+        raise ValueError("the task 'convert' needs to know whose voice to speak in; make a voiceprint: voicewire enroll THEM.wav -o them.voice")
+>>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
     if task == "extract" and (voice is None or query):
         raise ValueError("the task 'extract' needs to know the talker; make a voiceprint: voicewire enroll ME.wav -o me.voice")
     if task == "query" and not query:
         raise ValueError("the task 'query' needs to know what to listen for, in words: --query 'a dog barking'")
+<<<<<<< HEAD
     if voice is not None and task not in ("extract", "query", "separate"):
         raise ValueError(f"the task '{task}' takes no {'query' if query else 'voiceprint'}; choose the task '{'query' if query else 'extract'}'")
     if place and voice is not None and voice.weights != engine.weights:
         raise ValueError(f"the engine's weights separate nobody {RESTORES_ONLY}")
     if voice is not None and voice.weights != engine.weights:
+=======
+    if voice is not None and task not in ("extract", "query", "convert"):
+        raise ValueError(f"the task '{task}' takes no {'query' if query else 'voiceprint'}; choose the task '{'query' if query else 'extract'}'")
+    if voice is not None and voice.weights != taken_by(engine):
+>>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
         raise ValueError(f"the query was made with another model; ask again {RESTORES_ONLY}" if query else VOICE_OF_ANOTHER)
 
 
@@ -71,10 +90,16 @@ class Stream:
     rate: 8,000 to 48,000 Hz. channels: how many `process` gets. mode: "mix" treats them as one (output repeated on each),
     "each" runs every channel by itself. strength_db: the most that may be taken away (None: 26, for extract and query 40; 0: nothing).
     bypass: the input itself, with the same delay. task: "restore"; "extract" with, as `voice`, the voiceprint of the talker to keep; "query" with the `Query`
+<<<<<<< HEAD
     for a sound to keep; "separate" gives both talkers a channel each, [n, 2] whatever `channels`, or with one `Place` as `voice` that talker alone. `ask`
     changes task and voice while the stream runs. query_gain_db: do not keep the queried sound alone: leave everything as it is and change that
     sound by so many dB (-100: take it out, 6: twice as loud; None: keep it alone). strength_db, bypass and query_gain_db may be set at any time; the change is
     cross-faded over one hop.
+=======
+    for a sound to keep; "convert" with the voiceprint of the talker to speak as, and voice_strength: how far to go there (0: the own voice, 1: the other). `ask` changes both while the stream runs. query_gain_db: do not keep the queried sound alone: leave everything as it is and change that
+    sound by so many dB (-100: take it out, 6: twice as loud; None: keep it alone). strength_db, bypass, query_gain_db and voice_strength may be set at any time;
+    the change is cross-faded over one hop.
+>>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
 
     Thread-safe: every method may be called from any thread; calls are serialised by a lock. NaN and infinities in the input are
     replaced by silence and counted in `repaired_samples`. ValueError, with one line, for what cannot be processed.
@@ -90,6 +115,7 @@ class Stream:
         mode: ChannelMode = "mix",
         strength_db: float | None = None,
         query_gain_db: float | None = None,
+        voice_strength: float = 1.0,
         bypass: bool = False,
         engine: Engine | None = None,
     ) -> None:
@@ -113,8 +139,13 @@ class Stream:
         self.rate, self.channels, self.task, self.mode = rate, channels, task, mode
         self.outputs = len(self._everybody) or channels  # channels of what comes out
         self.strength_db, self.query_gain_db, self.bypass = strength_db, query_gain_db, bypass
+<<<<<<< HEAD
         self._slots = len(self._everybody) or (1 if mode == "mix" else channels)
         self._lane = Lane(self._slots, rate)
+=======
+        self._slots = 1 if mode == "mix" else channels
+        self._lane, self._voice_strength = Lane(self._slots, rate), check_voice_strength(voice_strength)
+>>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
         self.latency_samples, self.frame_samples = self._lane.latency_samples, self._lane.frame_samples
         self._lock = threading.RLock()
         self.reset()
@@ -139,14 +170,33 @@ class Stream:
     def query_gain_db(self, value: float | None) -> None:
         self._query_gain_db = check_query_gain(value)
 
+    @property
+    def voice_strength(self) -> float:
+        return self._voice_strength
+
+    @voice_strength.setter
+    def voice_strength(self, value: float) -> None:
+        self._voice_strength = check_voice_strength(value)
+        with self._lock:
+            self._state = self._aimed(self._state)
+
+    def _aimed(self, state: State) -> State:
+        """The state with `voice_strength` in it, where it is a converter's."""
+        amount = "target.amount"
+        return state if amount not in state else state | {amount: np.full_like(state[amount], self._voice_strength)}
+
     def reset(self) -> None:
         """As freshly made: forget the past and all that is inside."""
         with self._lock:
+<<<<<<< HEAD
             if self._everybody:
                 states = [first_state(self.engine, 1, self.task, place) for place in self._everybody]
                 self._state = {k: np.concatenate([state[k] for state in states]) for k in states[0]}
             else:
                 self._state = first_state(self.engine, self._slots, self.task, self.voice)
+=======
+            self._state = self._aimed(first_state(self.engine, self._slots, self.task, self.voice))
+>>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
             self._lane.reset()
             self._tail = np.zeros((self._slots, self._lane.hop), np.float32)
             self._overlap = np.zeros((self._slots, self._lane.hop), np.float32)
@@ -160,7 +210,7 @@ class Stream:
         if self._everybody:
             raise ValueError("a stream that gives every talker a channel goes on so; begin another stream, or give `separate` one talker: voice=place(1)")
         check_voice(check_task(task), voice, self.engine)
-        fresh = first_state(self.engine, self._slots, task, voice)
+        fresh = self._aimed(first_state(self.engine, self._slots, task, voice))
         with self._lock:
             self.task, self.voice = task, voice
             self._state = {k: fresh[k] if k in PINNED else v.copy() for k, v in self._state.items()}  # the engine may give its rows to others

@@ -22,7 +22,8 @@ def stretch(x: np.ndarray, n: int) -> np.ndarray:
     """x: [m] → [n], the same pitch at another tempo, time-aligned to within `SEARCH` samples."""
     hop = PIECE // 2
     window = np.hanning(PIECE + 1)[:PIECE].astype(np.float32)
-    speed, pad = len(x) / n, PIECE + SEARCH
+    speed = len(x) / n
+    pad = PIECE + SEARCH + int(hop * speed)
     padded = np.pad(x, (pad, 2 * pad))
     out = np.zeros(n + 2 * PIECE, np.float32)
     last = pad
