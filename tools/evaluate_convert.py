@@ -53,6 +53,8 @@ class Talker:
     source: Sound
     said: list[str]
     voice: Voiceprint
+    heard: tuple[Sound, Sound]  # what Resemblyzer hears in both
+    own: Sound  # what the own encoder hears in the source
 
 
 def talkers(folder: Path) -> list[Talker]:
@@ -70,7 +72,10 @@ def talkers(folder: Path) -> list[Talker]:
         source = x[n : n + int(SOURCE_S * RATE)] if own[0]["language"] == "en" else x[:0]
         if len(source) < LEAST_SOURCE_S * RATE or len(own) > 1:  # (short sentences, end to end: a voice, but no speech of one piece)
             source, n = x[:0], min(len(x), int(REFERENCE_S * RATE))
-        out.append(Talker(name, own[0]["sex"], x[:n], source, metrics.transcribe(source) if len(source) else [], enrol(x[:n], RATE)))
+        there = len(source) > 0
+        heard = metrics.speaker(x[:n]), metrics.speaker(source) if there else source
+        said, voice = metrics.transcribe(source) if there else [], enrol(source, RATE).voice if there else source
+        out.append(Talker(name, own[0]["sex"], x[:n], source, said, enrol(x[:n], RATE), heard, voice))
     return out
 
 
@@ -92,14 +97,14 @@ def octaves(x: Sound) -> tuple[Sound, Sound]:
 
 def judge(y: Sound, a: Talker, b: Talker, cpu: float) -> dict[str, Any]:
     x = a.source
-    to_b, to_a = metrics.speaker_similarity(y, b.reference), metrics.speaker_similarity(y, x)
-    own = [enrol(z, RATE).voice for z in (y, x)]
+    heard, own = metrics.speaker(y), enrol(y, RATE).voice
+    to_b, to_a = float(heard @ b.heard[0]), float(heard @ a.heard[1])
     size = float(np.linalg.norm(b.voice.voice) ** 2)
     (py, vy), (px, vx), (pb, vb) = octaves(y), octaves(x), octaves(b.reference)
     both = vy & vx
     return {
-        "from": a.name, "to": b.name, "same_sex": a.sex == b.sex, "nearer": float(to_b > to_a), "nearer_own": float(own[0] @ b.voice.voice > own[0] @ own[1]),
-        "to_reference": to_b, "to_source": to_a, "own_to_reference": float(own[0] @ b.voice.voice) / size,
+        "from": a.name, "to": b.name, "same_sex": a.sex == b.sex, "nearer": float(to_b > to_a), "nearer_own": float(own @ b.voice.voice > own @ a.own),
+        "to_reference": to_b, "to_source": to_a, "own_to_reference": float(own @ b.voice.voice) / size,
         "errors": metrics.word_errors(metrics.transcribe(y), a.said), "words": len(a.said),
         "f0": float(np.corrcoef(py[both], px[both])[0, 1]) if both.sum() > 20 else 0.0,
         "f0_semitones": 12 * abs(float(py[vy].mean() - pb[vb].mean())) if vy.any() else 99.0,

@@ -123,7 +123,12 @@ def _speaker() -> Any:
     return VoiceEncoder("cpu", verbose=False)
 
 
+def speaker(x: np.ndarray) -> np.ndarray:
+    """Whose voice it is, as Resemblyzer hears it: [256], of length one."""
+    heard: np.ndarray = _speaker().embed_utterance(x / max(1e-6, float(np.abs(x).max())) * 0.5)
+    return heard
+
+
 def speaker_similarity(y: np.ndarray, clean: np.ndarray) -> float:
     """Cosine between the voice embeddings of both."""
-    a, b = (_speaker().embed_utterance(z / max(1e-6, float(np.abs(z).max())) * 0.5) for z in (y, clean))
-    return float(a @ b)
+    return float(speaker(y) @ speaker(clean))
