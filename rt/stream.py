@@ -24,11 +24,7 @@ ChannelMode = Literal["mix", "each"]
 
 RESTORES_ONLY = "(a stream that began without a voice or a query has weights that only restore: begin it with one)"
 VOICE_OF_ANOTHER = f"the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice {RESTORES_ONLY}"
-<<<<<<< HEAD
-BUILT_TASKS = ("restore", "extract", "separate", "query")
-=======
-BUILT_TASKS = ("restore", "extract", "query", "convert")
->>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
+BUILT_TASKS = ("restore", "extract", "separate", "convert", "query")
 
 
 def check_task(task: str) -> str:
@@ -40,34 +36,24 @@ def check_task(task: str) -> str:
 
 def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:
     """ValueError unless the task has the voice or the query it needs, made with the engine's weights."""
-<<<<<<< HEAD
     query, place = isinstance(voice, Query), isinstance(voice, Place)
     if task == "separate" and not place:
         raise ValueError("the task 'separate' takes no voiceprint and no query; choose the task 'extract' or 'query'")
     if place and task != "separate":
         raise ValueError(f"the task '{task}' takes no place among talkers; that is for the task 'separate'")
-=======
-    query = isinstance(voice, Query)
     if (task == "convert") != isinstance(engine, ConvertEngine):
         raise ValueError("the task 'convert' has weights of its own, so a stream cannot change to it or from it; begin another stream")
     if task == "convert" and (voice is None or query):
         raise ValueError("the task 'convert' needs to know whose voice to speak in; make a voiceprint: voicewire enroll THEM.wav -o them.voice")
->>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
     if task == "extract" and (voice is None or query):
         raise ValueError("the task 'extract' needs to know the talker; make a voiceprint: voicewire enroll ME.wav -o me.voice")
     if task == "query" and not query:
         raise ValueError("the task 'query' needs to know what to listen for, in words: --query 'a dog barking'")
-<<<<<<< HEAD
-    if voice is not None and task not in ("extract", "query", "separate"):
+    if voice is not None and task not in ("extract", "query", "separate", "convert"):
         raise ValueError(f"the task '{task}' takes no {'query' if query else 'voiceprint'}; choose the task '{'query' if query else 'extract'}'")
     if place and voice is not None and voice.weights != engine.weights:
         raise ValueError(f"the engine's weights separate nobody {RESTORES_ONLY}")
-    if voice is not None and voice.weights != engine.weights:
-=======
-    if voice is not None and task not in ("extract", "query", "convert"):
-        raise ValueError(f"the task '{task}' takes no {'query' if query else 'voiceprint'}; choose the task '{'query' if query else 'extract'}'")
     if voice is not None and voice.weights != taken_by(engine):
->>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
         raise ValueError(f"the query was made with another model; ask again {RESTORES_ONLY}" if query else VOICE_OF_ANOTHER)
 
 
@@ -90,16 +76,11 @@ class Stream:
     rate: 8,000 to 48,000 Hz. channels: how many `process` gets. mode: "mix" treats them as one (output repeated on each),
     "each" runs every channel by itself. strength_db: the most that may be taken away (None: 26, for extract and query 40; 0: nothing).
     bypass: the input itself, with the same delay. task: "restore"; "extract" with, as `voice`, the voiceprint of the talker to keep; "query" with the `Query`
-<<<<<<< HEAD
-    for a sound to keep; "separate" gives both talkers a channel each, [n, 2] whatever `channels`, or with one `Place` as `voice` that talker alone. `ask`
-    changes task and voice while the stream runs. query_gain_db: do not keep the queried sound alone: leave everything as it is and change that
-    sound by so many dB (-100: take it out, 6: twice as loud; None: keep it alone). strength_db, bypass and query_gain_db may be set at any time; the change is
-    cross-faded over one hop.
-=======
-    for a sound to keep; "convert" with the voiceprint of the talker to speak as, and voice_strength: how far to go there (0: the own voice, 1: the other). `ask` changes both while the stream runs. query_gain_db: do not keep the queried sound alone: leave everything as it is and change that
+    for a sound to keep; "separate" gives both talkers a channel each, [n, 2] whatever `channels`, or with one `Place` as `voice` that talker alone; "convert"
+    with the voiceprint of the talker to speak as, and voice_strength: how far to go there (0: the own voice, 1: the other's). `ask` changes task and voice
+    while the stream runs. query_gain_db: do not keep the queried sound alone: leave everything as it is and change that
     sound by so many dB (-100: take it out, 6: twice as loud; None: keep it alone). strength_db, bypass, query_gain_db and voice_strength may be set at any time;
     the change is cross-faded over one hop.
->>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
 
     Thread-safe: every method may be called from any thread; calls are serialised by a lock. NaN and infinities in the input are
     replaced by silence and counted in `repaired_samples`. ValueError, with one line, for what cannot be processed.
@@ -139,13 +120,8 @@ class Stream:
         self.rate, self.channels, self.task, self.mode = rate, channels, task, mode
         self.outputs = len(self._everybody) or channels  # channels of what comes out
         self.strength_db, self.query_gain_db, self.bypass = strength_db, query_gain_db, bypass
-<<<<<<< HEAD
         self._slots = len(self._everybody) or (1 if mode == "mix" else channels)
-        self._lane = Lane(self._slots, rate)
-=======
-        self._slots = 1 if mode == "mix" else channels
         self._lane, self._voice_strength = Lane(self._slots, rate), check_voice_strength(voice_strength)
->>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
         self.latency_samples, self.frame_samples = self._lane.latency_samples, self._lane.frame_samples
         self._lock = threading.RLock()
         self.reset()
@@ -188,15 +164,11 @@ class Stream:
     def reset(self) -> None:
         """As freshly made: forget the past and all that is inside."""
         with self._lock:
-<<<<<<< HEAD
             if self._everybody:
                 states = [first_state(self.engine, 1, self.task, place) for place in self._everybody]
                 self._state = {k: np.concatenate([state[k] for state in states]) for k in states[0]}
             else:
-                self._state = first_state(self.engine, self._slots, self.task, self.voice)
-=======
-            self._state = self._aimed(first_state(self.engine, self._slots, self.task, self.voice))
->>>>>>> aa12073 (Converter: its voiceprints, its streams, and how it is judged)
+                self._state = self._aimed(first_state(self.engine, self._slots, self.task, self.voice))
             self._lane.reset()
             self._tail = np.zeros((self._slots, self._lane.hop), np.float32)
             self._overlap = np.zeros((self._slots, self._lane.hop), np.float32)
