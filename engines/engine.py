@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 State = dict[str, NDArray[np.generic]]  # flat, ordered; slot on axis 0 of every array
 
-PINNED = ("trunk.prefix_k", "trunk.prefix_v", "trunk.prefix_on", "gain", "offset", "target.voice", "target.octave", "target.amount")  # the part of a state that says what to do: no step changes it
+PINNED = (
+    "trunk.prefix_k",
+    "trunk.prefix_v",
+    "trunk.prefix_on",
+    "gain",
+    "offset",
+    "target.voice",
+    "target.octave",
+    "target.amount",
+)  # the part of a state that says what to do: no step changes it
 
 WEIGHTS = Path(__file__).parent / "weights"
 TASK_WEIGHTS = WEIGHTS / "tasks"

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from voicewire.engines.convert_engine import GRAPH
 from voicewire.engines.engine import F32, Engine, open_engine, weights_for
 from voicewire.engines.places import separates
 from voicewire.engines.query import Query, takes_queries
-from voicewire.engines.voiceprint import Voiceprint, known, voice_rows
+from voicewire.engines.voiceprint import Voiceprint, known, taken_by, voice_rows
 
 from .realtime import normal, step_back, try_realtime
 from .stream import Stream
@@ -44,7 +45,12 @@ def _rss_mb() -> float:
 
 def tasks() -> tuple[str, ...]:
     """What the weights that are installed know, each its own (`weights_for`)."""
-    found = {"extract": known(weights_for("extract")), "separate": separates(weights_for("separate")), "query": takes_queries(weights_for("query"))}
+    found = {
+        "convert": (weights_for("convert") / GRAPH).exists(),
+        "extract": known(weights_for("extract")),
+        "separate": separates(weights_for("separate")),
+        "query": takes_queries(weights_for("query")),
+    }
     return ("restore", *(task for task, there in found.items() if there))
 
 
@@ -52,6 +58,8 @@ def _somebody(engine: Engine, task: str) -> Voiceprint | None:
     """A talker or a sound that means nothing: which it is makes no step cheaper."""
     if task in ("restore", "separate"):  # (which gives all its talkers a channel)
         return None
+    if task == "convert":
+        return Voiceprint(taken_by(engine), {}, np.ones(engine.init_state(1)["target.voice"].shape[1], np.float32), octave=7.5)
     parts = {name: np.array(rows, np.float32) for name, rows in voice_rows(engine.init_state(1, task)).items()}
     nothing: F32 = np.zeros(1, np.float32)
     return Query(engine.weights, parts, nothing, "anything") if task == "query" else Voiceprint(engine.weights, parts, nothing)

@@ -56,9 +56,16 @@ def _parser() -> argparse.ArgumentParser:
     f.add_argument("input", type=Path, metavar="IN")
     f.add_argument("output", type=Path, metavar="OUT")
     f.add_argument(
-        "--task", help="what to do: restore (default), extract one talker (default with --enroll), query (default with --query), or separate two talkers"
+        "--task",
+        help="what to do: restore (default), extract one talker (default with --enroll), query (with --query), separate two talkers, or convert a voice",
     )
-    f.add_argument("--enroll", type=Path, metavar="VOICE", help="the talker to extract: a file of voicewire enroll, or a recording of that talker alone")
+    f.add_argument(
+        "--enroll",
+        type=Path,
+        metavar="VOICE",
+        help="the talker to extract, or to speak as (convert): a file of voicewire enroll, or a recording of that talker alone",
+    )
+    f.add_argument("--voice-strength", type=float, default=1.0, metavar="X", help="convert: how far to go, from 0 (the talker's own voice) to 1 (the other's)")
     f.add_argument("--talker", type=int, metavar="N", help="of the talkers that separate tells apart keep one, 1 or 2 (default: each in a channel of OUT)")
     f.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
     f.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
@@ -77,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
 
     d = sub.add_parser("demo", help="a bundled recording, before and after: sound files, spectrogram, table")
     d.add_argument(
-        "--task", choices=("restore", "extract", "separate", "query"), default="restore", help="noise, two talkers, the same unknown, or a telephone that rings"
+        "--task",
+        choices=("restore", "extract", "separate", "convert", "query"),
+        default="restore",
+        help="noise, two talkers, the same unknown, one who speaks as the other, or a telephone that rings",
     )
     d.add_argument("--out", type=Path, default=Path("demo-out"))
 
@@ -109,7 +119,7 @@ def _file(a: argparse.Namespace) -> int:
     from voicewire.engines.engine import open_engine, weights_for
     from voicewire.engines.places import place
     from voicewire.engines.query import ask
-    from voicewire.engines.voiceprint import Voiceprint
+    from voicewire.engines.voiceprint import Voiceprint, taken_by
 
     from . import files
     from .stream import ChannelMode, Stream
@@ -126,11 +136,13 @@ def _file(a: argparse.Namespace) -> int:
     if a.query is not None:
         voice = ask(a.query)
     elif a.enroll:
-        voice = enroll.load(a.enroll, engine.weights)
+        voice = enroll.load(a.enroll, taken_by(engine))
     elif a.talker is not None:
         voice = place(a.talker)
     mode: ChannelMode = a.channels or ("mix" if task == "separate" and voice is None else "each")
-    stream = Stream(rate, x.shape[1], task=task, voice=voice, mode=mode, strength_db=a.strength, query_gain_db=a.query_gain, engine=engine)
+    stream = Stream(
+        rate, x.shape[1], task=task, voice=voice, mode=mode, strength_db=a.strength, query_gain_db=a.query_gain, voice_strength=a.voice_strength, engine=engine
+    )
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=a.json or not sys.stderr.isatty()) as bar:
         shown = bar.add_task(a.input.name, total=1.0)

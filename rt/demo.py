@@ -76,6 +76,8 @@ def scene(task: str) -> tuple[Scene, int]:
         query = "a person talking"
         ringing = Scene("a reader while the telephone rings", x["clean"] + telephone(len(x["clean"]), rate), (Wanted(f"'{query}'", x["clean"], ask(query)),))
         return ringing, rate
+    if task == "convert":
+        return Scene("a reader", x["clean"], (Wanted("the other", x["other"], enrol(x["other_enrol"], rate)),)), rate
     voices = (None, None) if task == "separate" else (enrol(x["enrol"], rate), enrol(x["other_enrol"], rate))
     people = (Wanted("the reader", x["clean"], voices[0]), Wanted("the other", x["other"], voices[1], "other.wav"))
     return Scene("two talkers, equally loud", x["clean"] + x["other"], people), rate
@@ -89,6 +91,20 @@ def hear(heard: Scene, rate: int, task: str) -> tuple[list[F32], audio.Report]:
     y, report = audio.process(heard.before[:, None], Stream(rate, task=task))
     orders = ([y[:, 0], y[:, 1]], [y[:, 1], y[:, 0]])  # which talker is first is the model's business
     return max(orders, key=lambda ys: sum(si_sdr_db(a, w.target) for a, w in zip(ys, heard.wanted, strict=True))), report
+
+
+def converted_rows(heard: Scene, result: F32, rate: int) -> list[tuple[str, str, str]]:
+    """Rows of the table for a conversion: whose voice it is, by voicewire's own encoder, and how high."""
+    (wanted,) = heard.wanted
+    assert wanted.voice is not None
+    target, before, after = wanted.voice, enrol(heard.before, rate), enrol(result, rate)
+    size = float(target.voice @ target.voice)
+    high = [f"{2**v.octave:.0f}" if v.octave is not None else "none heard" for v in (before, after, target)]
+    return [
+        (f"likeness to {wanted.name}, -1 to 1", f"{float(before.voice @ target.voice) / size:.2f}", f"{float(after.voice @ target.voice) / size:.2f}"),
+        ("likeness to before", "1.00", f"{float(after.voice @ before.voice) / size:.2f}"),
+        (f"mean pitch, Hz (wanted: {high[2]})", high[0], high[1]),
+    ]
 
 
 def run(out: Path, console: Console, task: str = "restore") -> dict[str, Path]:
@@ -105,6 +121,10 @@ def run(out: Path, console: Console, task: str = "restore") -> dict[str, Path]:
         audio.write(paths[w.file], a[:, None], rate)
         if w is heard.wanted[0]:
             before_after(paths["spectrogram.png"], heard.before, a, rate, (f"before: {heard.title}", f"after: {w.name}"))
+        if task == "convert":
+            for row in converted_rows(heard, a, rate):
+                table.add_row(*row)
+            continue
         b, c = heard.before, w.target
         table.add_row(f"SI-SDR to {w.name}, dB (higher is cleaner)", f"{si_sdr_db(b, c):.1f}", f"{si_sdr_db(a, c):.1f}")
         table.add_row("  level in the pauses, dB", f"{pause_level_db(b, c, rate):.1f}", f"{pause_level_db(a, c, rate):.1f}")

@@ -14,7 +14,19 @@ from voicewire.engines.config import HOPS_PER_FRAME
 from voicewire.engines.samples import F32, Samples, to_float, to_int16
 from voicewire.engines.stft import hop_samples, latency_samples
 
-__all__ = ["F32", "QUERY_GAIN_DB", "USUAL_STRENGTH_DB", "Lane", "Samples", "check_query_gain", "check_strength", "check_voice_strength", "dry_share", "to_float", "to_int16"]
+__all__ = [
+    "F32",
+    "QUERY_GAIN_DB",
+    "USUAL_STRENGTH_DB",
+    "Lane",
+    "Samples",
+    "check_query_gain",
+    "check_strength",
+    "check_voice_strength",
+    "dry_share",
+    "to_float",
+    "to_int16",
+]
 
 # restore: a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG).
 # extract, query: what stays of the other talkers would be words, and of other sounds what nobody asked for

@@ -41,8 +41,10 @@ def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:
         raise ValueError("the task 'separate' takes no voiceprint and no query; choose the task 'extract' or 'query'")
     if place and task != "separate":
         raise ValueError(f"the task '{task}' takes no place among talkers; that is for the task 'separate'")
-    if (task == "convert") != isinstance(engine, ConvertEngine):
-        raise ValueError("the task 'convert' has weights of its own, so a stream cannot change to it or from it; begin another stream")
+    if isinstance(engine, ConvertEngine) and task != "convert":
+        raise ValueError(f"the weights in use only convert voices; for the task '{task}' begin another stream")
+    if task == "convert" and not isinstance(engine, ConvertEngine):
+        raise ValueError("the task 'convert' has weights of its own; begin a stream with it (the repository has the weights: pip install -e .)")
     if task == "convert" and (voice is None or query):
         raise ValueError("the task 'convert' needs to know whose voice to speak in; make a voiceprint: voicewire enroll THEM.wav -o them.voice")
     if task == "extract" and (voice is None or query):
@@ -79,8 +81,8 @@ class Stream:
     for a sound to keep; "separate" gives both talkers a channel each, [n, 2] whatever `channels`, or with one `Place` as `voice` that talker alone; "convert"
     with the voiceprint of the talker to speak as, and voice_strength: how far to go there (0: the own voice, 1: the other's). `ask` changes task and voice
     while the stream runs. query_gain_db: do not keep the queried sound alone: leave everything as it is and change that
-    sound by so many dB (-100: take it out, 6: twice as loud; None: keep it alone). strength_db, bypass, query_gain_db and voice_strength may be set at any time;
-    the change is cross-faded over one hop.
+    sound by so many dB (-100: take it out, 6: twice as loud; None: keep it alone). strength_db, bypass, query_gain_db and voice_strength may be set at any
+    time; the change is cross-faded over one hop.
 
     Thread-safe: every method may be called from any thread; calls are serialised by a lock. NaN and infinities in the input are
     replaced by silence and counted in `repaired_samples`. ValueError, with one line, for what cannot be processed.

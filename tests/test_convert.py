@@ -42,7 +42,11 @@ class Targeted(TorchSteps):
 
     def __init__(self, converter: Converter, amount: float) -> None:
         super().__init__(converter)
-        self.target = {"target.voice": noise(1, 8, seed=3), "target.octave": np.full((1, 1), 7.5, np.float32), "target.amount": np.full((1, 1), amount, np.float32)}
+        self.target = {
+            "target.voice": noise(1, 8, seed=3),
+            "target.octave": np.full((1, 1), 7.5, np.float32),
+            "target.amount": np.full((1, 1), amount, np.float32),
+        }
 
     def init_state(self, batch: int) -> dict[str, Array]:
         return super().init_state(batch) | {k: np.repeat(v, batch, 0) for k, v in self.target.items()}

@@ -225,7 +225,7 @@ def test_rates_outside_are_refused(rate: int) -> None:
 
 def test_wrong_arguments_are_refused(engine: Engine) -> None:
     with pytest.raises(ValueError, match="planned"):
-        Stream(16000, task="convert", engine=engine)
+        Stream(16000, task="code", engine=engine)
     with pytest.raises(ValueError, match="unknown"):
         Stream(16000, task="sing", engine=engine)
     with pytest.raises(ValueError, match="does not fit"):

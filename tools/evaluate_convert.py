@@ -131,7 +131,7 @@ def systems(weights: Path, quick: bool) -> dict[str, System]:
 
 def table(result: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
-        "| | nearer reference | same sex | by own encoder | cosine to reference | to source | word errors % | F0 corr. | F0 off, st | lag ms | DNSMOS | CPU / audio |",
+        "| | nearer reference | same sex | by own encoder | cosine to reference | to source | word errors % | F0 corr. | F0 off, st | lag ms | DNSMOS | rtf |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, rows in result.items():

@@ -68,7 +68,7 @@ def load(path: Path) -> ConvertRecipe:
 
 @torch.no_grad()
 def begin_with(codec: Codec, converter: Converter) -> None:
-    """Take over what hears and what speaks. The content begins as what the codec's quantisers are given, so that the converter begins as a codec without them."""
+    """Take over what hears and what speaks. The content begins as what the codec's quantisers are given: the converter begins as a codec without them."""
     e, d, to = codec.encoder, codec.decoder, converter
     kept = to.hear.state_dict()
     to.hear.load_state_dict({k: v for k, v in e.state_dict().items() if k in kept})
@@ -198,7 +198,9 @@ class Run(TimedRun):
             self.step += 1
             self.hours += batch[0].numel() / mixer.rate / 3600
             self.average(t.ema)
-            self.log({"loss": loss.item(), "grad": norm, **parts, "lr": lr}, lambda row: f"loss {row['loss']:.3f} mel {row['mel']:.3f} nearer {row['nearer']:.2f}")
+            self.log(
+                {"loss": loss.item(), "grad": norm, **parts, "lr": lr}, lambda row: f"loss {row['loss']:.3f} mel {row['mel']:.3f} nearer {row['nearer']:.2f}"
+            )
 
 
 def main() -> int:

@@ -24,8 +24,11 @@ def _settings(p: argparse.ArgumentParser, positive: Callable[[str], float], stre
     p.add_argument("--config", type=Path, metavar="FILE", help=f"TOML with a [live] section (default: {config.default_path()}, if it is there)")
     p.add_argument("--in", dest="device_in", metavar="NAME", help="microphone by name; 'virtual': what programs play to the virtual speaker")
     p.add_argument("--out", dest="device_out", metavar="NAME", help="output by name; 'virtual': a microphone 'voicewire' for other programs")
-    p.add_argument("--task", help="what to do: restore, extract one talker (default with --enroll), query (default with --query), or separate (with --talker)")
-    p.add_argument("--enroll", metavar="VOICE", help="the talker to extract: a file of voicewire enroll, or a recording of that talker alone")
+    p.add_argument(
+        "--task", help="what to do: restore, extract one talker (default with --enroll), query (default with --query), separate (with --talker), or convert"
+    )
+    p.add_argument("--enroll", metavar="VOICE", help="the talker to extract, or to speak as: a file of voicewire enroll, or a recording of that talker alone")
+    p.add_argument("--voice-strength", type=float, metavar="X", help="convert: how far to go, from 0 (your own voice) to 1 (the other's)")
     p.add_argument("--talker", type=int, metavar="N", help="of two talkers that nobody enrolled keep one, 1 or 2; the other while it runs: keys 1 and 2")
     p.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'; other words while it runs: key /")
     p.add_argument(
@@ -76,7 +79,10 @@ def settings_of(a: argparse.Namespace) -> LiveSettings:
     base = config.load(path) if path else LiveSettings()
     if not a.task:
         a.task = "query" if a.query is not None else "extract" if a.enroll else "separate" if a.talker is not None else None
-    names = ("device_in", "device_out", "task", "enroll", "talker", "query", "query_gain_db", "strength_db", "backend", "period_ms", "cushion_ms", "record")
+    names = (
+        "device_in", "device_out", "task", "enroll", "talker", "query", "query_gain_db", "strength_db", "voice_strength", "backend", "period_ms", "cushion_ms",
+        "record",
+    )  # fmt: skip
     return replace(base, **{n: getattr(a, n) for n in names if getattr(a, n) is not None})
 
 

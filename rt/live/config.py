@@ -35,7 +35,7 @@ def load(path: Path) -> LiveSettings:
         if name not in known or key in _NAMES.values():
             there = [{v: k for k, v in _NAMES.items()}.get(k, k) for k in known]
             raise ValueError(f"{path}: [live] has no setting '{key}'; it has: {', '.join(there)}")
-        number = name in ("strength_db", "query_gain_db", "period_ms", "cushion_ms")
+        number = name in ("strength_db", "query_gain_db", "voice_strength", "period_ms", "cushion_ms")
         if isinstance(value, bool) or not isinstance(value, int if name == "talker" else (int, float) if number else str):
             raise ValueError(f"{path}: {key} must be {'a whole number' if name == 'talker' else 'a number' if number else 'text'}, not {value!r}")
         values[name] = float(value) if number else value

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from voicewire.engines.sentence import check
-from voicewire.rt.lane import check_query_gain
+from voicewire.rt.lane import check_query_gain, check_voice_strength
 
 from .backend import DeviceError
 
@@ -32,7 +32,8 @@ class LiveSettings:
     """device_in, device_out: names, None for the system's choice; "virtual": the virtual speaker / microphone. strength_db: see `Stream`.
 
     task: "restore"; "extract" with enroll: a voiceprint file or a recording of the talker; "query" with query: the sound to keep, in words, and with
-    query_gain_db: see `Stream`; "separate" with talker: which of two to keep, 1 or 2 (1).
+    query_gain_db: see `Stream`; "separate" with talker: which of two to keep, 1 or 2 (1); "convert" with enroll: the talker to speak as, and with
+    voice_strength: see `Stream`.
     period_ms: block length asked of the devices. cushion_ms: audio kept waiting against late steps; grows by itself where that is too little.
     record: folder for before and after. backend: jack, pulse, portaudio or pyaudio (None: the best there is).
     """
@@ -45,6 +46,7 @@ class LiveSettings:
     query: str | None = None
     query_gain_db: float | None = None
     strength_db: float | None = None
+    voice_strength: float = 1.0
     period_ms: float = 10.0
     cushion_ms: float = 10.0
     record: str | None = None
@@ -60,6 +62,7 @@ class LiveSettings:
         if self.talker is not None and self.talker < 1:
             raise ValueError(f"talker must be 1 or 2, not {self.talker}")
         check_query_gain(self.query_gain_db)
+        check_voice_strength(self.voice_strength)
         if self.query is not None:
             check(self.query)
 
@@ -173,9 +176,11 @@ class Live:
         **levels: float | None,
     ) -> None:  # fmt: skip
         """Change while running: bypass, mute, query (other words; where there were none, a query), talker (of those that `separate` tells apart), task,
-        strength_db (None: what is usual for the task) and query_gain_db (None: keep the queried sound alone)."""
-        if set(levels) - {"strength_db", "query_gain_db"}:
-            raise ValueError(f"there is no {', '.join(levels)}; there are: bypass, mute, query, talker, task, strength_db, query_gain_db")
+        strength_db (None: what is usual for the task), query_gain_db (None: keep the queried sound alone) and voice_strength (of `convert`)."""
+        if set(levels) - {"strength_db", "query_gain_db", "voice_strength"}:
+            raise ValueError(f"there is no {', '.join(levels)}; there are: bypass, mute, query, talker, task, strength_db, query_gain_db, voice_strength")
+        if (voice_strength := levels.get("voice_strength")) is not None:
+            check_voice_strength(voice_strength)
         check_query_gain(levels.get("query_gain_db"))
         if query is not None:
             self._query = check(query)
@@ -188,7 +193,10 @@ class Live:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What `set` can choose: extract where a talker is enrolled, separate where it was begun with, query where words were given."""
+        """What `set` can choose. Where it was begun with convert, that alone; else extract where a talker is enrolled, separate where it was begun with,
+        query where words were given."""
+        if self.settings.task == "convert":
+            return ("convert",)
         known = {"extract": self.settings.enroll, "separate": self._separates, "query": self._query}
         return ("restore", *(task for task, there in known.items() if there))
 

@@ -64,10 +64,12 @@ class Controls:
     """What the person in front of it can change while it runs; read once a block."""
 
     def __init__(
-        self, strength_db: float | None, task: str = "restore", voices: dict[str, Voiceprint] | None = None, query_gain_db: float | None = None
-    ) -> None:
+        self, strength_db: float | None, task: str = "restore", voices: dict[str, Voiceprint] | None = None, query_gain_db: float | None = None,
+        voice_strength: float = 1.0,
+    ) -> None:  # fmt: skip
         self.strength_db, self.query_gain_db, self.bypass, self.mute, self.task = strength_db, query_gain_db, False, False, task
-        self.voices = voices or {}  # by task: of the talker to extract, of the sound to keep
+        self.voice_strength = voice_strength
+        self.voices = voices or {}  # by task: of the talker to extract or to speak as, of the sound to keep
         self.listeners = -1  # programs that record from the virtual microphone; -1: unknown, so assume there are some
 
 
@@ -196,6 +198,8 @@ class Pipeline:
             self.stream.ask(task, voice)
         self.stream.bypass = c.bypass
         self.stream.strength_db, self.stream.query_gain_db = c.strength_db, c.query_gain_db
+        if self.stream.voice_strength != c.voice_strength:
+            self.stream.voice_strength = c.voice_strength
         frames, began = self.stream.frames, time.perf_counter()
         y = np.asarray(self.stream.process(x), np.float32)
         stepped = self.stream.frames > frames

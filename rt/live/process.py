@@ -20,7 +20,7 @@ from typing import Any
 from voicewire.engines.engine import EngineError, open_engine, weights_for
 from voicewire.engines.places import Place, place
 from voicewire.engines.query import Query, ask
-from voicewire.engines.voiceprint import Voiceprint
+from voicewire.engines.voiceprint import Voiceprint, taken_by
 from voicewire.rt.realtime import lock_memory, try_realtime
 from voicewire.rt.stream import Stream, check_task, check_voice
 
@@ -41,18 +41,19 @@ class AudioProcess:
         self.settings = settings
         task = check_task(settings["task"])
         asked = {"query": settings["query"], "extract": settings["enroll"], "separate": settings["talker"]}
-        engine = open_engine(weights=weights_for(next((t for t, what in asked.items() if what is not None), task)))
+        usual = next((t for t, what in asked.items() if what is not None), task)
+        engine = open_engine(weights=weights_for(task if task == "convert" else usual))
         voices: dict[str, Voiceprint] = {}
         if settings["enroll"]:
             from voicewire.rt import enroll  # reads sound files, which nothing else here does
 
-            voices["extract"] = enroll.load(Path(settings["enroll"]), engine.weights)
+            voices["convert" if task == "convert" else "extract"] = enroll.load(Path(settings["enroll"]), taken_by(engine))
         if settings["query"] is not None:
             voices["query"] = ask(settings["query"])
         if task == "separate" or settings["talker"] is not None:
             voices["separate"] = place(settings["talker"] or 1)
         check_voice(task, voices.get(task), engine)
-        self.engine, self.controls = engine, Controls(settings["strength_db"], task, voices, settings["query_gain_db"])
+        self.engine, self.controls = engine, Controls(settings["strength_db"], task, voices, settings["query_gain_db"], settings["voice_strength"])
         self.log, self.meter = Log(), Meter()
         self.stream: Stream | None = None
         self._wake = threading.Event()
@@ -106,7 +107,8 @@ class AudioProcess:
 
     def _ready(self, rate_in: int, channels_in: int, rate_out: int, channels_out: int) -> Calls:
         if self.stream is None or self.stream.rate != rate_in:
-            self.stream = Stream(rate_in, engine=self.engine)  # the pipeline asks it for the task
+            task = self.controls.task
+            self.stream = Stream(rate_in, engine=self.engine, task=task, voice=self.controls.voices.get(task))
         if self._recorder and self._recorder.rate != rate_in:  # another microphone: another pair of files
             self._recorder.close()
             self._recorder = None
@@ -233,6 +235,7 @@ class AudioProcess:
                 "cushion_ms": round(1e3 * edge.cushion_s, 1), "suspended": pipeline.suspended, "listeners": self.controls.listeners,
                 "counts": dict(self.log.counts), "frames": self.stream.frames, "bypass": self.controls.bypass, "mute": self.controls.mute,
                 "strength_db": self.controls.strength_db, "task": self.controls.task, "query_gain_db": self.controls.query_gain_db,
+                "voice_strength": self.controls.voice_strength,
                 "query": query.text if isinstance(query, Query) else None, "talker": talker.number if isinstance(talker, Place) else None,
             }
         )  # fmt: skip
@@ -246,7 +249,8 @@ class AudioProcess:
             if "talker" in given and "separate" in self.controls.voices:
                 self.controls.voices = self.controls.voices | {"separate": place(given.pop("talker"))}
             for name, value in given.items():
-                if name != "task" or value == "restore" or value in self.controls.voices:  # (after a refused query there may be none)
+                # (after a refused query there may be none; the converter's weights do nothing else)
+                if name != "task" or value in self.controls.voices or (value == "restore" and "convert" not in self.controls.voices):
                     setattr(self.controls, name, value)
         self._ended = True
         self._wake.set()

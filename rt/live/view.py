@@ -20,6 +20,7 @@ from .keys import Keys
 
 _HELP = "b bypass   m mute   + − strength   0 usual strength   t task   / query   q quit"
 _STEP_DB = 3.0
+_STEP_SHARE = 0.1  # of the way to another voice
 _MOST_DB = 100.0  # nobody hears the rest
 
 
@@ -63,8 +64,11 @@ class Screen:
         grid.add_row("in", _bar(s["in_db"]))
         grid.add_row("out", _bar(s["out_db"]))
         state = self._state()
-        strength = f"at most {self._strength():.0f} dB"
-        grid.add_row("taken away", f"{self._taken:5.1f} dB   ({strength}){'   ' + state if state else ''}")
+        if s["task"] == "convert":
+            grid.add_row("other voice", f"{s['voice_strength']:5.0%} of the way{'   ' + state if state else ''}")
+        else:
+            strength = f"at most {self._strength():.0f} dB"
+            grid.add_row("taken away", f"{self._taken:5.1f} dB   ({strength}){'   ' + state if state else ''}")
         d = s["delay_ms"]
         total = sum(max(0.0, v) for v in d.values())
         grid.add_row("delay", f"{total:5.1f} ms = in {d['device_in']:.0f} + model {d['model']:.0f} + ring {d['ring']:.0f} + out {d['device_out']:.0f}")
@@ -105,6 +109,9 @@ class Screen:
             self.live.set(bypass=not s.get("bypass", False))
         elif k == "m":
             self.live.set(mute=not s.get("mute", False))
+        elif s.get("task") == "convert" and k and k in "+=-0":
+            step = {"-": -_STEP_SHARE, "0": 1.0}.get(k, _STEP_SHARE)
+            self.live.set(voice_strength=min(max(0.0, round(s.get("voice_strength", 1.0) + step, 2)), 1.0))
         elif k in "+=-" and k:
             value = self._strength() + (_STEP_DB if k in "+=" else -_STEP_DB)
             self.live.set(strength_db=min(max(0.0, value), _MOST_DB))
@@ -116,7 +123,9 @@ class Screen:
             self.live.set(talker=int(k), task="separate")
         elif k == "t":
             tasks = self.live.tasks
-            if len(tasks) == 1:
+            if tasks == ("convert",):
+                self.note = "the only task is convert, whose weights do nothing else"
+            elif len(tasks) == 1:
                 self.note = "the only task is restore; for extract start with --enroll, for separate with --talker, for query press /"
             else:
                 self.live.set(task=tasks[(tasks.index(s.get("task", tasks[0])) + 1) % len(tasks)])
