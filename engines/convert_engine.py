@@ -40,8 +40,11 @@ class ConvertEngine:
         """Above 8 kHz, of which the model knows nothing, as the codec: made from what is below."""
         y = np.zeros_like(x)
         (y[:, :, :CORE_BINS],), new = self._step(np.ascontiguousarray(x[:, :, :CORE_BINS]), state)
-        if x[:, :, CORE_BINS + 1 :].any():  # (bin 160 is the end of what 16 kHz hold)
-            extend(y)
+        wide = x[:, :, CORE_BINS + 1 :].any((1, 2, 3))  # (bin 160 is the end of what 16 kHz hold)
+        if wide.any():
+            rows = y[wide]
+            extend(rows)
+            y[wide] = rows
         return y, new
 
     advance = step

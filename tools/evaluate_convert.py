@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,13 @@ class Talker:
     sex: str
     reference: Sound
     source: Sound
-    said: list[str]
     voice: Voiceprint
     heard: tuple[Sound, Sound]  # what Resemblyzer hears in both
     own: Sound  # what the own encoder hears in the source
+
+    @cached_property
+    def said(self) -> list[str]:
+        return metrics.transcribe(self.source)
 
 
 def talkers(folder: Path) -> list[Talker]:
@@ -74,8 +78,8 @@ def talkers(folder: Path) -> list[Talker]:
             source, n = x[:0], min(len(x), int(REFERENCE_S * RATE))
         there = len(source) > 0
         heard = metrics.speaker(x[:n]), metrics.speaker(source) if there else source
-        said, voice = metrics.transcribe(source) if there else [], enrol(source, RATE).voice if there else source
-        out.append(Talker(name, own[0]["sex"], x[:n], source, said, enrol(x[:n], RATE), heard, voice))
+        voice = enrol(source, RATE).voice if there else source
+        out.append(Talker(name, own[0]["sex"], x[:n], source, enrol(x[:n], RATE), heard, voice))
     return out
 
 
@@ -95,7 +99,7 @@ def octaves(x: Sound) -> tuple[Sound, Sound]:
     return np.log2(np.maximum(hz, 1)), hz > 0
 
 
-def judge(y: Sound, a: Talker, b: Talker, cpu: float) -> dict[str, Any]:
+def judge(y: Sound, a: Talker, b: Talker, cpu: float, quick: bool) -> dict[str, Any]:
     x = a.source
     heard, own = metrics.speaker(y), enrol(y, RATE).voice
     to_b, to_a = float(heard @ b.heard[0]), float(heard @ a.heard[1])
@@ -108,7 +112,7 @@ def judge(y: Sound, a: Talker, b: Talker, cpu: float) -> dict[str, Any]:
         "errors": metrics.word_errors(metrics.transcribe(y), a.said), "words": len(a.said),
         "f0": float(np.corrcoef(py[both], px[both])[0, 1]) if both.sum() > 20 else 0.0,
         "f0_semitones": 12 * abs(float(py[vy].mean() - pb[vb].mean())) if vy.any() else 99.0,
-        "voicing": float((vy == vx).mean()), "lag_ms": lag_ms(y, x), "OVRL": metrics.dnsmos(y)["OVRL"], "rtf": cpu / (len(x) / RATE),
+        "voicing": float((vy == vx).mean()), "lag_ms": lag_ms(y, x), "OVRL": float("nan") if quick else metrics.dnsmos(y)["OVRL"], "rtf": cpu / (len(x) / RATE),
     }  # fmt: skip
 
 
@@ -153,7 +157,7 @@ def main() -> int:
     p.add_argument("speech", type=Path)
     p.add_argument("--pairs", type=int, help="only so many, drawn with a fixed seed")
     p.add_argument("--weights", type=Path, default=weights_for("convert"))
-    p.add_argument("--quick", action="store_true", help="the converter alone")
+    p.add_argument("--quick", action="store_true", help="the converter alone, no DNSMOS")
     p.add_argument("--json", type=Path, help="write every score here")
     p.add_argument("--sounds", type=Path, help="write what was converted into this folder")
     a = p.parse_args()
@@ -172,7 +176,7 @@ def main() -> int:
             for name, run in made.items():
                 begin = time.process_time()
                 y = run(source, target)
-                result[name].append(judge(y, source, target, time.process_time() - begin))
+                result[name].append(judge(y, source, target, time.process_time() - begin, a.quick))
                 if a.sounds and name == "converted":
                     a.sounds.mkdir(parents=True, exist_ok=True)
                     sf.write(a.sounds / f"{source.name}-as-{target.name}.wav".replace(":", "_"), y, RATE)
