@@ -34,6 +34,12 @@ class Codebook(nn.Module):
         self.total: Tensor
         self.steps: Tensor
 
+    def begin(self) -> None:
+        """Go on from codes that were loaded without what they are means of."""
+        self.count.fill_(1.0)
+        self.total.copy_(self.codes)
+        self.steps.fill_(1)
+
     def search(self, z: Tensor) -> Tensor:
         """Nearest code by squared distance; the term that all codes share is left out."""
         distance = self.codes.square().sum(-1) - 2 * (z @ self.codes.t())
