@@ -24,9 +24,9 @@ from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
 from voicewire.engines.engine import EngineError
 
 from . import sounds
+from .codec_primitives import NONE, clusters, describe, nearest
 from .evaluate import load
 from .evaluate_codec import encode, find
-from .codec_primitives import NONE, clusters, describe, nearest
 from .teach import FRAME, Projection, Teacher, in_turn, teacher_features
 
 RATE = 16000
