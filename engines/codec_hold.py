@@ -1,7 +1,7 @@
 """When a frame's tokens may be held instead of sent: variable rate without look-ahead (QuarkAudio's dynamic frame rate, made causal).
 
-A frame is held while its semantic vector agrees with that of the frame before; after `cap_frames` frames a new one is sent anyway, so what is
-heard is never older than the cap. The decision needs nothing from the future, so holding adds no delay.
+A frame is held while its semantic vector agrees with that of the frame whose tokens were sent last; after `cap_frames` frames a new one is sent anyway,
+so what is heard is never older than the cap. The decision needs nothing from the future, so holding adds no delay.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ class Holder:
         if cap_frames < 1:
             raise ValueError(f"the cap must be at least one frame, not {cap_frames}")
         self.threshold, self.cap = threshold, cap_frames
-        self._last: F32 | None = None
+        self._sent: F32 | None = None
         self._run = 0
 
     def next(self, semantic: F32) -> bool:
         """semantic: [code_dim] of this frame → True if the tokens sent last also stand for it."""
-        held = self._last is not None and self._run < self.cap and bool(agreement(semantic, self._last) >= self.threshold)
-        self._last = np.array(semantic)
-        self._run = self._run + 1 if held else 1
+        held = self._sent is not None and self._run < self.cap and bool(agreement(semantic, self._sent) >= self.threshold)
+        if not held:
+            self._sent, self._run = np.array(semantic), 0
+        self._run += 1
         return held
 
 

@@ -77,7 +77,7 @@ def test_onnx_is_pytorch(weights: Path, codec_engine: CodecEngine) -> None:
     assert len(np.unique(tokens)) > 20
     heard = decode(tokens, 16000, len(x), codec_engine)
     # the phases of harmonics are sums of pitches, in which the roundings of the two add up
-    assert np.abs(heard - y).max() < 1e-2 * np.abs(y).max() and np.sqrt(((heard - y) ** 2).mean()) < 1e-3 * np.sqrt((y**2).mean())
+    assert np.abs(heard - y).max() < 1e-2 * np.abs(y).max() and np.sqrt(((heard - y) ** 2).mean()) < 3e-3 * np.sqrt((y**2).mean())
 
 
 def _stream(x: np.ndarray, rate: int, engine: CodecEngine, blocks: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -14,6 +14,7 @@ from codec_weights import SMALL
 from tools import evaluate_codec, teach, train_codec
 from tools.codec_losses import CodecLoss, mel_bank, pitch_loss, semantic_loss, third_octaves
 from tools.codec_mixer import CodecMixer
+from tools.codec_primitives import NONE, SCENES, Primitives
 from tools.codec_recipe import load
 from tools.discriminator import Discriminator
 from tools.pitch import pitch
@@ -44,8 +45,8 @@ judge_channels = 4
 
 def shape_code(x: np.ndarray) -> np.ndarray:
     """A stand-in for the teacher: 512 numbers a frame, all from the samples of that frame alone."""
-    frames = np.pad(x, (0, teach.WINDOW * 320 - len(x))).reshape(teach.WINDOW, 320)
-    parts = np.sqrt((frames.reshape(teach.WINDOW, 32, 10) ** 2).mean(-1))
+    frames = x[: len(x) // 320 * 320].reshape(-1, 32, 10)
+    parts = np.sqrt((frames**2).mean(-1))
     parts /= np.linalg.norm(parts, axis=1, keepdims=True) + 1e-4  # the mixer draws levels; a shape stays
     basis = np.random.default_rng(0).standard_normal((32, 512))
     return (parts @ basis).astype(np.float32)
@@ -66,7 +67,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare([("speech", root / "speech"), ("noise", root / "noise")], out, 16000, 0, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teach, "teacher_features", shape_code)
-        patch.setattr(teach, "FIT_WINDOWS", 2)
+        patch.setattr(teach, "FIT_FRAMES", 20000)
+        patch.setattr(teach, "SAVE_EVERY", 7)
         assert 0 < teach.teach(out, out, 0.0) < 60, "it stops when the time is up"
         assert teach.teach(out, out, 1e9) == 60, "and goes on where it stopped"
         assert teach.teach(out, out, 1e9) == 60
@@ -94,7 +96,7 @@ def test_features_fit_their_frames(cache: Path) -> None:
         features, known = mixer._heard[-1]
         wanted = projection(shape_code(x)[: len(features)])
         assert known.any() and (x.reshape(-1, 320)[~known] == 0).all()
-        error = [np.median(np.abs(np.roll(wanted, shift, 0) - features)[known]) for shift in (0, 1, -1)]
+        error = [np.median(np.abs(np.roll(wanted, shift, 0) - features)[known, :32]) for shift in (0, 1, -1)]
         assert error[0] < 0.2 * min(error[1:]), error
 
 
@@ -104,9 +106,76 @@ def test_batches_are_pure_and_know_who_is_meant(cache: Path) -> None:
     for i in (4, 5):
         for x, y in zip(a.taught_batch(i), b.taught_batch(i), strict=True):
             np.testing.assert_array_equal(x, y)
-    mix, target, features, known, heard = a.taught_batch(6)
+    mix, target, features, known, heard, primitives, scene = a.taught_batch(6)
+    assert primitives.shape == (3, 50, 3) and scene.shape == (3,) and set(scene) <= set(range(len(SCENES)))
     assert mix.shape == target.shape == (3, 16000) and features.shape == (3, 50, teach.DIM) and known.shape == (3, 50) and heard.shape == (3, 100)
     assert not CodecMixer(cache, 1, 3, 1.0, None, 0.7).taught_batch(0)[3].any(), "no teacher, nothing known"
+
+
+def test_places_are_not_told() -> None:
+    """The same speech at another place of the window has other features, but not after the projection."""
+    rng = np.random.default_rng(0)
+    place = np.cumsum(rng.standard_normal((400, 128)), 0)
+    basis = rng.standard_normal((80, 128))
+    said = [rng.standard_normal((int(rng.integers(50, 400)), 80)) @ basis for _ in range(60)]
+    projection = teach.Projection.fit([s + place[: len(s)] for s in said], [rng.random(len(s)) < 0.9 for s in said])
+    word = rng.standard_normal((30, 80)) @ basis
+
+    def heard(at: int) -> np.ndarray:
+        rest = rng.standard_normal((at, 80)) @ basis
+        return projection(np.concatenate([rest, word]) + place[: at + 30])[at:]
+
+    def alike(a: np.ndarray, b: np.ndarray) -> float:
+        return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean())
+
+    assert alike(heard(0), heard(150)) > 0.95
+    assert alike((word + place[:30]) @ projection.basis, (word + place[150:180]) @ projection.basis) < 0.9, "there is nothing to take off"
+    assert alike(heard(0), heard(150)[::-1]) < 0.3
+
+
+def test_speech_is_where_it_is_loud() -> None:
+    x = np.concatenate([np.zeros(3200), 0.1 * np.ones(3200), 0.001 * np.ones(3200)]).astype(np.float32)
+    assert teach.speaks(x).tolist() == [False] * 10 + [True] * 10 + [False] * 10
+
+
+def test_scenes_are_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer, rng, x = CodecMixer(cache, 1, 1, 1.0, None, 0.0), np.random.default_rng(0), 0.1 * np.ones(16000, np.float32)
+    assert mixer.scene(1.01 * x, x) == SCENES.index("clean")
+    assert mixer.scene(2 * x, x) == SCENES.index("noise"), "clipped, for example"
+    mixer.room(rng)
+    assert mixer.scene(2 * x, x) == SCENES.index("reverberation")
+    mixer.noise(rng, "made")
+    assert mixer.scene(2 * x, x) == SCENES.index("noise")
+    mixer.noise(rng, "music")
+    assert mixer.scene(2 * x, x) == SCENES.index("music") and mixer.scene(x, x) == SCENES.index("clean")
+    seen = {int(s) for i in range(12) for s in mixer.taught_batch(i)[-1]}
+    assert {SCENES.index("clean"), SCENES.index("noise")} <= seen
+
+
+def test_primitives_are_learned_from_what_tells_them() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    heaps = 5 * rng.standard_normal((100, 8)).astype(np.float32)
+    primitives = Primitives(8, 8)
+    primitives.begin((heaps[rng.integers(0, 100, 5000)] + 0.01 * rng.standard_normal((5000, 8))).astype(np.float16))
+    features, known = torch.from_numpy(heaps[rng.integers(0, 100, (2, 60))]), torch.ones(2, 60, dtype=torch.bool)
+    known[1] = False
+    content = primitives.content(features, known, 2)
+    assert (content[0, :2] == NONE).all() and (content[1] == NONE).all()
+    assert torch.equal(content[0, 2:], primitives.content(features, known, 0)[0, :-2]) and (content[0, 2:] >= 0).all()
+    late = torch.nn.functional.pad(features, (0, 0, 2, 0))[:, :60]
+    voice = torch.where(torch.arange(60) % 3 > 0, (late[..., 0] > 0).long() + 1, NONE)
+    answers = {"content": content, "pitch": voice, "energy": torch.randint(0, 4, (2, 60)), "scene": torch.full((2, 60), NONE)}
+    optimiser = torch.optim.Adam(primitives.parameters(), 0.05)
+    rows = []
+    for _ in range(60):
+        loss, parts = primitives(late, answers)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        rows.append(parts)
+    assert rows[-1]["right_content"] > 0.9 and rows[-1]["right_pitch"] > 0.8 and rows[-1]["right_energy"] < 0.6 and "right_scene" not in rows[-1]
+    assert primitives(late, {k: torch.full_like(v, NONE) for k, v in answers.items()})[0] == 0
 
 
 def test_teach_refuses(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +183,9 @@ def test_teach_refuses(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPa
     assert teach.main() == 2 and capsys.readouterr().err.count("\n") == 1
     with pytest.raises(ValueError, match="no teacher features"):
         teach.Teacher.load(tmp_path)
+    np.savez(tmp_path / "projection.npz", mean=np.zeros(512), basis=np.zeros((512, 64)), explained=0.5)
+    with pytest.raises(ValueError, match="older"):
+        teach.Projection.load(tmp_path)
 
 
 def test_sound_loss_orders_sounds(clean: np.ndarray, noisy: np.ndarray) -> None:
@@ -223,6 +295,11 @@ def test_train_stop_resume_export_run(recipe: Path, cache: Path, tmp_path: Path,
     first = Codec(SMALL).state_dict()
     assert sum(not torch.equal(first[k], saved["model"][k]) for k in first if "weight" in k) > 0.8 * len([k for k in first if "weight" in k])
     codec = export_codec(saved, weights)
+    for init in (weights, folder / "last.pt"):
+        warm = train_codec.Run(tmp_path / f"from-{init.name}", load(recipe), "cpu", init)
+        state, book = warm.model.state_dict(), warm.model.encoder.acoustic_vq.books[0]
+        assert all(torch.allclose(state[k], v, atol=2e-3) for k, v in saved["ema"].items() if k.startswith(("encoder", "decoder")) and "books" not in k)
+        assert torch.allclose(book.codes, saved["ema"]["encoder.acoustic_vq.books.0.codes"], atol=1e-2) and torch.equal(book.codes, book.total)
     engine = CodecEngine(weights)
     x = (0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32)
     _, tokens, _, samples = stream.read_tokens(b"".join(stream.encode([x], 16000, engine)))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tools import probe_codec
-from tools.probe_codec import NONE, clusters, describe, nearest, score
+from tools.codec_primitives import NONE, clusters, describe, nearest
+from tools.probe_codec import score
 
 
 def test_a_token_that_tells_is_found_out() -> None:
@@ -31,7 +32,8 @@ def test_clusters_are_the_heaps() -> None:
 
 
 def test_speech_is_described(clean: np.ndarray) -> None:
-    voice, energy, speaks = describe(clean)
+    d = describe(clean)
+    voice, energy, speaks = d.pitch, d.energy, d.speaks
     assert len(voice) == len(energy) == len(speaks) == len(clean) // 320
     assert speaks.mean() > 0.3 and energy[speaks].min() >= 1 and (voice[~speaks] == NONE).mean() > 0.8
     assert set(np.unique(energy)) <= {0, 1, 2, 3} and set(np.unique(voice)) <= {NONE, 0, 1, 2, 3}

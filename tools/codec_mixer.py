@@ -1,4 +1,4 @@
-"""Training pairs for the codec: the mixer's, and beside each frame of speech what the teacher heard there."""
+"""Training pairs for the codec: the mixer's, beside each frame of speech what the teacher heard there, and what else is known of the pair."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from .codec_primitives import SCENES, describe
 from .mixer import Mixer, Rng
-from .pitch import pitch
 from .teach import DIM, FRAME, Teacher
 
+CLEAN_DB = 15.0  # how far below the talker other sounds must be to go unnoticed
 Spans = list[list[list[tuple[int, int]]]]  # [group][speaker][clip] → (start, samples)
 
 
 class CodecMixer(Mixer):
-    """`batch(i)` → mixtures and targets [batch, samples] float32, features [batch, frames, 64] float16, known [batch, frames] bool,
-    pitch [batch, hops] float32 Hz, 0 where there is no voice.
+    """`taught_batch(i)` → mixtures and targets [batch, samples] float32, features [batch, frames, 64] float16, known [batch, frames] bool,
+    pitch [batch, hops] float32 Hz, 0 where there is no voice, and of the primitives (`codec_primitives`): classes of pitch and energy and whether somebody
+    speaks [batch, frames, 3] int64, the scene of the mixture [batch] int64.
 
     Speech begins on frames here, so that the teacher's features fit exactly.
     """
@@ -30,6 +32,7 @@ class CodecMixer(Mixer):
         if self.taught_chance.sum() > 0:
             self.taught_chance = self.taught_chance / self.taught_chance.sum()
         self._heard: list[tuple[np.ndarray, np.ndarray]] = []
+        self._scene: set[str] = set()
 
     def speech(self, rng: Rng) -> np.ndarray:
         frames = self.n // FRAME
@@ -59,12 +62,31 @@ class CodecMixer(Mixer):
         self._heard.append((features, known))
         return x
 
+    def noise(self, rng: Rng, kind: str) -> np.ndarray:
+        self._scene.add("music" if kind == "music" else "noise")
+        return super().noise(rng, kind)
+
+    def room(self, rng: Rng) -> np.ndarray:
+        self._scene.add("reverberation")
+        return super().room(rng)
+
+    def scene(self, mix: np.ndarray, target: np.ndarray) -> int:
+        """What is heard most beside the talker, of the pair made last; a room where nothing else is."""
+        left = float(((mix - target) ** 2).sum() / ((target**2).sum() + 1e-10))
+        if left < 10 ** (-CLEAN_DB / 10):
+            return SCENES.index("clean")
+        kinds = [kind for kind in ("music", "noise", "reverberation") if kind in self._scene]
+        return SCENES.index(kinds[0] if kinds else "noise")
+
     def taught_batch(self, i: int) -> tuple[np.ndarray, ...]:
         rng = np.random.default_rng([self.seed, i])
         rows = []
         for _ in range(self.size):
             self._heard.clear()
+            self._scene.clear()
             mix, target = self.pair(rng)
             features, known = self._heard[0]  # the first talker drawn is the one to be understood; others are babble
-            rows.append((mix, target, features, known & bool(np.any(target)), pitch(target)))
+            told = describe(target)
+            primitives = np.stack([told.pitch, told.energy, told.speaks], 1)
+            rows.append((mix, target, features, known & bool(np.any(target)), told.hz, primitives, np.int64(self.scene(mix, target))))
         return tuple(np.stack(column) for column in zip(*rows, strict=True))

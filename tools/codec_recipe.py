@@ -28,6 +28,7 @@ class CodecTrain(Train):
     hearing: float = 0.2  # the encoder's own guess of the pitch
     correlation: float = 0.1
     semantic: float = 0.5
+    primitives: float = 0.1  # what else the semantic token is to tell (codec_primitives), 0: not trained
     commitment: float = 0.02
     weigh_step: int = 0  # from when on errors of the acoustic code are measured by their effect, as it was in the 200 steps before; 0: never
     teacher_lag_frames: int = 1

@@ -4,7 +4,8 @@
 
 SPEECH is a folder with a manifest.csv (`path`, and where known `text`), or any folder of audio. Everything runs through the streaming engine, the variable
 rate through the token format. Rates are of whole files, heads and checksums included; Opus is counted without a container. --quick leaves out words and
-speakers. With --teacher (written by tools.teach) also the cosine of what the semantic tokens tell to the teacher's features, clean and at 5 dB.
+speakers. --pauses puts a second of quiet noise behind every two seconds, as in talk that is not read. With --teacher (written by tools.teach) also the
+cosine of what the semantic tokens tell to the teacher's features, clean and at 5 dB.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
-from voicewire.engines.codec_hold import Holder, source_frames
+from voicewire.engines.codec_hold import Holder
 from voicewire.engines.engine import EngineError
 from voicewire.rt import codec
 
@@ -70,6 +71,13 @@ def find(folder: Path) -> Iterable[tuple[Path, str]]:
 
 def words(text: str) -> list[str]:
     return "".join(c if c.isalnum() or c == "'" else " " for c in text.lower()).split()
+
+
+def with_pauses(x: np.ndarray) -> np.ndarray:
+    """A second of noise at -60 dB re full scale behind every two seconds of speech."""
+    rng = np.random.default_rng(len(x))
+    parts = [x[at : at + 2 * RATE] for at in range(0, len(x), 2 * RATE)]
+    return np.concatenate([p for part in parts for p in (part, 0.001 * rng.standard_normal(RATE))]).astype(np.float32)
 
 
 def encode(x: np.ndarray, engine: CodecEngine) -> tuple[np.ndarray, np.ndarray]:
@@ -133,10 +141,11 @@ def systems(engine: CodecEngine) -> list[System]:
         return run
 
     def decimated(threshold: float) -> Callable[[Clip], tuple[np.ndarray, float]]:
-        """As many frames as at this threshold, evenly spread."""
+        """As many frames as the bits of the file at this threshold would carry, evenly spread."""
 
         def run(c: Clip) -> tuple[np.ndarray, float]:
-            n = len(np.unique(source_frames(c.semantic, threshold, CAP_FRAMES)))
+            size = sum(len(data) for data in codec.encode([c.x], RATE, engine, Holder(threshold, CAP_FRAMES)))
+            n = min(len(c.tokens), 8 * size // (bits * (1 + layers)))
             at = np.arange(len(c.tokens)) * n // len(c.tokens)
             first = np.searchsorted(at, at, side="left")
             return codec.decode(c.tokens[first], RATE, len(c.x), engine), float(n * bits * (1 + layers))
@@ -221,6 +230,7 @@ def main() -> int:
     p.add_argument("--teacher", type=Path, help="folder written by tools.teach")
     p.add_argument("--limit", type=int, help="only so many clips, spread over the folder")
     p.add_argument("--quick", action="store_true", help="no word errors, no speakers")
+    p.add_argument("--pauses", action="store_true")
     p.add_argument("--systems", help="only rows that contain one of these, comma-separated")
     p.add_argument("--json", type=Path, help="write the numbers here")
     a = p.parse_args()
@@ -233,7 +243,7 @@ def main() -> int:
             listed = [listed[i] for i in np.unique(np.linspace(0, len(listed) - 1, a.limit).round().astype(int))]
         clips = []
         for path, text in tqdm(listed, desc="encode", disable=None):
-            x = load(path)
+            x = with_pauses(load(path)) if a.pauses else load(path)
             clips.append(Clip(path.name, x, words(text), *encode(x, engine)))
             if not text and not a.quick:
                 clips[-1].said = metrics.transcribe(x)

@@ -92,16 +92,19 @@ class Mixer:
             x = np.interp(np.arange(self.n) * speed % self.n, np.arange(self.n), x).astype(np.float32)
         return degrade.equalise(rng, x, self.rate, 4)
 
+    def room(self, rng: Rng) -> np.ndarray:
+        """An impulse response."""
+        if self.pools["rir"] and rng.random() < 0.35:
+            start, m = self.pools["rir"][rng.integers(len(self.pools["rir"]))]
+            return degrade.recorded_room(self._clip(start, m), rng)
+        return degrade.synthetic_room(rng, self.rate)
+
     def pair(self, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
         """(mixture, target): [samples] float32 each, time-aligned."""
         x = degrade.equalise(rng, self.speech(rng), self.rate, 4)
         wet, target = x, x
         if rng.random() < 0.4:
-            if self.pools["rir"] and rng.random() < 0.35:
-                start, m = self.pools["rir"][rng.integers(len(self.pools["rir"]))]
-                h = degrade.recorded_room(self._clip(start, m), rng)
-            else:
-                h = degrade.synthetic_room(rng, self.rate)
+            h = self.room(rng)
             wet, target = degrade.convolve(x, h), degrade.convolve(x, degrade.early_part(h, self.rate))
         a = np.abs(target)
         loud = float(np.sqrt((target[a > 0.1 * a.max()] ** 2).mean() + 1e-10)) * 0.7  # rough active level

@@ -24,17 +24,14 @@ from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
 from voicewire.engines.engine import EngineError
 
 from . import sounds
+from .codec_primitives import NONE, clusters, describe, nearest
 from .evaluate import load
 from .evaluate_codec import encode, find
-from .pitch import pitch
 from .teach import FRAME, Projection, Teacher, in_turn, teacher_features
 
 RATE = 16000
-UNITS, ROUNDS = 40, 25
-PITCH_EDGES_HZ = (120.0, 170.0, 220.0)
-ENERGY_EDGES_DB = (-40.0, -20.0, -10.0)
+UNITS = 40
 Clips = Iterator[tuple[np.ndarray, np.ndarray]]  # sound [samples], the teacher's features [frames, 64]
-NONE = -1  # this frame says nothing about this question
 
 
 @dataclass
@@ -51,43 +48,18 @@ class Frames:
             self.answers.setdefault(name, []).append(a[:n])
 
 
-def clusters(x: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """Lloyd's k-means: [frames, dim] → centres [n, dim]."""
-    rng = np.random.default_rng(seed)
-    centres = x[rng.choice(len(x), n, replace=False)].copy()
-    for _ in range(ROUNDS):
-        own = nearest(x, centres)
-        for i in range(n):
-            centres[i] = x[own == i].mean(0) if (own == i).any() else x[rng.integers(len(x))]
-    return centres
-
-
-def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    found: np.ndarray = ((centres**2).sum(1) - 2 * x @ centres.T).argmin(1)
-    return found
-
-
-def describe(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Clean speech → (pitch class, energy class, whether somebody speaks), a frame of 20 ms each."""
-    n = len(x) // FRAME
-    hz = pitch(x)[1 : 2 * n : 2]  # the hop in the middle of the frame
-    voice = np.where(hz > 0, np.searchsorted(PITCH_EDGES_HZ, hz), NONE)
-    power = (x[: n * FRAME].reshape(n, FRAME) ** 2).mean(1) + 1e-10
-    level = 10 * np.log10(power / power.max())
-    return voice, np.searchsorted(ENERGY_EDGES_DB, level), level > -30
-
-
 def gather(clips: Clips, engine: CodecEngine, seed: int) -> tuple[Frames, list[np.ndarray], list[np.ndarray]]:
     """Every clip, clean and noisy → what was found, and the teacher's features with where somebody speaks, a clip each."""
     rng, out, told, spoken = np.random.default_rng(seed), Frames(), [], []
     for x, features in clips:
-        voice, energy, speaks = describe(x)
+        d = describe(x)
+        energy, speaks = d.energy, d.speaks
         told.append(features[: len(speaks)].astype(np.float32))
         spoken.append(speaks)
         noise = sounds.any_sound(rng, len(x), RATE)
         noisy = x + noise * np.float32(np.sqrt((x**2).mean() / (noise**2).mean()) * 10 ** (-5 / 20))
         silent = np.full(len(speaks), NONE)
-        out.add(encode(x, engine)[0], pitch=voice, energy=energy, scene=0 * energy, clip=np.full(len(speaks), len(told) - 1), at=np.arange(len(speaks)))
+        out.add(encode(x, engine)[0], pitch=d.pitch, energy=energy, scene=0 * energy, clip=np.full(len(speaks), len(told) - 1), at=np.arange(len(speaks)))
         out.add(encode(noisy.astype(np.float32), engine)[0], pitch=silent, energy=silent, scene=0 * energy + 1, clip=silent, at=silent)
     return out, told, spoken
 

@@ -2,8 +2,9 @@
 
     python -m tools.teach cache/16k --minutes 30          # goes on where it stopped; any part of the cache will do
 
-The teacher is the encoder of Whisper base (Radford et al. 2022) as packaged on PyPI, run by CTranslate2: 512 numbers every 20 ms, reduced to 64 by
-principal components of the first windows. Clips are packed into Whisper's 30 s windows. Writes CACHE/teacher.npy [frames, 64] float16, an index of
+The teacher is the encoder of Whisper base (Radford et al. 2022) as packaged on PyPI, run by CTranslate2: 512 numbers every 20 ms, of each clip alone, from the
+beginning of a window that is only as long as the clip. They also tell how far from the beginning they stand, which nobody else can know, so the mean of every
+place is taken off; then 64 principal components are left. Both are fitted on the first clips. Writes CACHE/teacher.npy [frames, 64] float16, an index of
 clips, and the projection; a clip's frame t covers its samples [320 t, 320 (t + 1)).
 """
 
@@ -24,20 +25,32 @@ from tqdm import tqdm
 from .metrics import _whisper
 
 FRAME = 320
-GAP = 10  # frames of silence between the clips of a window
-WINDOW = 1500  # frames
+AFTER = 25  # frames of silence that are heard after a clip
+LONGEST = 1500 - AFTER  # frames
 DIM = 64
-FIT_WINDOWS = 8  # the principal components are taken from these
+FIT_FRAMES = 180_000  # an hour of speech, for the means and the principal components
+NARROW, WIDE = 8, 100  # frames about a place that its mean is taken over, and where they are few
+FEW = 20  # frames; as many count as those of the wider mean
+LOUD_DB = -30.0  # below the loudest frame of a clip nobody speaks
+SAVE_EVERY = 400  # clips
 
 
 def teacher_features(x: np.ndarray) -> np.ndarray:
-    """Whisper's encoder on up to 30 s at 16 kHz → [1500, 512] float32, one row every 20 ms."""
+    """Whisper's encoder on [n] samples at 16 kHz, at most 29.5 s of them → [n // 320, 512] float32, one row every 20 ms."""
     from ctranslate2 import Device
 
-    model = _whisper()
-    mel = model.feature_extractor(np.pad(x, (0, WINDOW * FRAME - len(x))).astype(np.float32))[:, : 2 * WINDOW]
-    y: np.ndarray = np.array(model.encode(mel).to_device(Device.cpu))[0].astype(np.float32)
+    model, frames = _whisper(), min(len(x) // FRAME, LONGEST)
+    heard = np.pad(x[: frames * FRAME], (0, AFTER * FRAME)).astype(np.float32)
+    mel = model.feature_extractor(heard)[:, : 2 * (frames + AFTER)]
+    y: np.ndarray = np.array(model.encode(mel).to_device(Device.cpu))[0, :frames].astype(np.float32)
     return y
+
+
+def speaks(x: np.ndarray) -> np.ndarray:
+    """[n] samples → [n // 320] bool: where somebody speaks."""
+    power = (x[: len(x) // FRAME * FRAME].reshape(-1, FRAME) ** 2).mean(1) + 1e-10
+    loud: np.ndarray = 10 * np.log10(power / power.max()) > LOUD_DB
+    return loud
 
 
 @dataclass
@@ -57,29 +70,54 @@ class Teacher:
 
 @dataclass
 class Projection:
-    """Principal components: x: [n, 512] → [n, 64], centred."""
+    """Principal components of what the place does not say: features of a clip from its beginning [n, 512] → [n, 64].
+
+    mean: [1475, 512], of every place. basis: [512, 64].
+    """
 
     mean: np.ndarray
     basis: np.ndarray
     explained: float
 
     @classmethod
-    def fit(cls, x: np.ndarray) -> Projection:
-        mean = x.mean(0)
-        _, s, v = np.linalg.svd(x - mean, full_matrices=False)
-        return cls(mean, v[:DIM].T.copy(), float((s[:DIM] ** 2).sum() / (s**2).sum()))
+    def fit(cls, clips: list[np.ndarray], spoken: list[np.ndarray]) -> Projection:
+        """From features of clips [n, 512] each, where somebody speaks [n] bool."""
+        dim = clips[0].shape[1]
+        total, count = np.zeros((LONGEST, dim)), np.zeros(LONGEST)
+        for f, loud in zip(clips, spoken, strict=True):
+            total[: len(f)] += f * loud[:, None]
+            count[: len(f)] += loud
+        wide = _near(total, count, WIDE, total.sum(0) / count.sum())
+        mean = _near(total, count, NARROW, wide).astype(np.float32)
+        scatter, n = np.zeros((dim, dim)), 0
+        for f, loud in zip(clips, spoken, strict=True):
+            off = (f - mean[: len(f)])[loud].astype(np.float64)
+            scatter, n = scatter + off.T @ off, n + len(off)
+        size, axes = np.linalg.eigh(scatter / n)
+        return cls(mean, axes[:, ::-1][:, :DIM].astype(np.float32), float(size[-DIM:].sum() / size.sum()))
 
     @classmethod
     def load(cls, folder: Path) -> Projection:
         with np.load(folder / "projection.npz") as f:
+            if f["mean"].ndim != 2:
+                raise ValueError(f"{folder / 'projection.npz'} is of an older tools.teach; make the features again: python -m tools.teach CACHE")
             return cls(f["mean"], f["basis"], float(f["explained"]))
 
     def save(self, folder: Path) -> None:
         np.savez(folder / "projection.npz", mean=self.mean, basis=self.basis, explained=self.explained)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        y: np.ndarray = (x - self.mean) @ self.basis
+        y: np.ndarray = (x - self.mean[: len(x)]) @ self.basis
         return y
+
+
+def _near(total: np.ndarray, count: np.ndarray, frames: int, otherwise: np.ndarray) -> np.ndarray:
+    """Sums [places, dim] and how many they are of [places] → means of what is within `frames` of each place, leaning on `otherwise` where that is little."""
+    window = np.hanning(2 * frames + 1)[1:-1]
+    total = np.apply_along_axis(np.convolve, 0, total, window, "same")
+    count = np.convolve(count, window, "same")
+    y: np.ndarray = (total + FEW * otherwise) / (count + FEW)[:, None]
+    return y
 
 
 def in_turn(items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -98,23 +136,6 @@ def in_turn(items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 queues.remove(speakers)
 
 
-def windows(items: list[dict[str, Any]]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    """Clips packed into windows: (first frame, clip) each. Clips longer than a window are left out."""
-    row: list[tuple[int, dict[str, Any]]] = []
-    at = 0
-    for i in in_turn(items):
-        n = i["samples"] // FRAME
-        if not 1 <= n <= WINDOW:
-            continue
-        if at + n > WINDOW:
-            yield row
-            row, at = [], 0
-        row.append((at, i))
-        at += n + GAP
-    if row:
-        yield row
-
-
 def teach(cache: Path, out: Path, minutes: float) -> int:
     """Cache features until the time is up; returns the number of clips that have them."""
     meta = json.loads((cache / "index.json").read_text())
@@ -124,48 +145,48 @@ def teach(cache: Path, out: Path, minutes: float) -> int:
     pcm = np.load(cache / "pcm.npy", mmap_mode="r")
     known: dict[int, tuple[int, int]] = {}
     parts: list[np.ndarray] = []
-    if (out / "teacher.json").exists():
+    projection = Projection.load(out) if (out / "projection.npz").exists() else None
+    if projection and (out / "teacher.json").exists():
         before = Teacher.load(out)
         known, parts = dict(before.clips), [np.array(before.frames)]
-    todo = [i for i in meta["items"] if i["kind"] == "speech" and i["start"] not in known]
-    total, begin = sum(len(p) for p in parts), time.monotonic()
+    todo = [i for i in meta["items"] if i["kind"] == "speech" and i["start"] not in known and 1 <= i["samples"] // FRAME <= LONGEST]
+    total, begin, saved = sum(len(p) for p in parts), time.monotonic(), len(known)
 
     def save() -> None:
         np.save(out / "teacher.part.npy", np.concatenate(parts))
         (out / "teacher.part.npy").replace(out / "teacher.npy")
-        (out / "teacher.json").write_text(json.dumps({"clips": known}))
+        (out / "teacher.part.json").write_text(json.dumps({"clips": known}))
+        (out / "teacher.part.json").replace(out / "teacher.json")
 
-    waiting: list[tuple[list[tuple[int, dict[str, Any]]], np.ndarray]] = []
-    projection = Projection.load(out) if (out / "projection.npz").exists() else None
-    with tqdm(total=round(60 * minutes), unit="s", mininterval=5, disable=None) as bar:
-        for number, row in enumerate(windows(todo), 1):
-            x = np.zeros(WINDOW * FRAME, np.float32)
-            for at, i in row:
-                n = i["samples"] // FRAME * FRAME
-                x[at * FRAME : at * FRAME + n] = pcm[i["start"] : i["start"] + n].astype(np.float32) / 32768
-            waiting.append((row, teacher_features(x)))
-            if projection is None and len(waiting) == FIT_WINDOWS:
-                spoken = [f[at : at + i["samples"] // FRAME] for w, f in waiting for at, i in w]
-                projection = Projection.fit(np.concatenate(spoken))
+    waiting: list[tuple[int, np.ndarray, np.ndarray]] = []
+    heard = 0
+    with tqdm(total=len(todo), unit="clip", mininterval=5, disable=None) as bar:
+        for i in in_turn(todo):
+            x = pcm[i["start"] : i["start"] + i["samples"]].astype(np.float32) / 32768
+            waiting.append((i["start"], teacher_features(x), speaks(x)))
+            heard += len(waiting[-1][1])
+            late = time.monotonic() - begin > 60 * minutes
+            if projection is None and heard >= FIT_FRAMES:
+                projection = Projection.fit([f for _, f, _ in waiting], [s for _, _, s in waiting])
                 projection.save(out)
-                tqdm.write(f"{DIM} components keep {projection.explained:.1%} of the variance")
+                tqdm.write(f"{DIM} components keep {projection.explained:.1%} of the variance that places leave")
             if projection is not None:
-                for w, f in waiting:
-                    for at, i in w:
-                        n = i["samples"] // FRAME
-                        parts.append(projection(f[at : at + n]).astype(np.float16))
-                        known[i["start"]] = (total, n)
-                        total += n
+                for start, f, _ in waiting:
+                    parts.append(projection(f).astype(np.float16))
+                    known[start] = (total, len(f))
+                    total += len(f)
                 waiting.clear()
-                if number % 8 == 0:
+                if len(known) - saved >= SAVE_EVERY:
+                    saved = len(known)
                     save()
-            bar.update(round(time.monotonic() - begin) - bar.n)
+            bar.update()
             bar.set_postfix_str(f"{total / 50 / 3600:.2f} h of speech")
-            if projection is not None and time.monotonic() - begin > 60 * minutes:
+            if late and projection is not None:
                 break
     if projection is None:
-        raise ValueError(f"too little speech: {len(waiting)} windows of 30 s, {FIT_WINDOWS} are needed to begin")
-    save()
+        raise ValueError(f"too little speech: {heard / 50 / 60:.1f} minutes, {FIT_FRAMES / 50 / 60:.0f} are needed to begin")
+    if parts:
+        save()
     print(f"{len(known)} clips, {total / 50 / 3600:.2f} h of speech")
     return len(known)
 

@@ -2,6 +2,7 @@
 
     python -m tools.teach cache/16k --minutes 60                                                     # once: the teacher's features
     python -m tools.train_codec runs/codec --recipe tools/recipes/codec/cpu.toml --minutes 60        # start, or resume where it was
+    python -m tools.train_codec runs/more --recipe … --init engines/weights/codec --minutes 60       # warm restart, from released weights or a .pt
     python -m voicewire.engines.codec_export runs/codec/last.pt --out weights
 
 Runs on one CPU core or on CUDA from the same kind of recipe. Every clean example is encoded and decoded; every degraded one is encoded, so that
@@ -16,18 +17,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
+from voicewire.engines.codec_export import load_codec
 from voicewire.engines.codec_hold import source_frames
 from voicewire.engines.config import CORE_BINS
 from voicewire.engines.net.codec import Codec
-from voicewire.engines.net.codec_quantise import correlation
+from voicewire.engines.net.codec_quantise import Codebook, correlation
 from voicewire.engines.net.spectrum import istft, stft
 
 from .codec_losses import CodecLoss, hearing_loss, pitch_loss, semantic_loss
 from .codec_mixer import CodecMixer
+from .codec_primitives import NONE, Primitives
 from .codec_recipe import CodecRecipe, CodecTrain, load
 from .discriminator import Discriminator
 from .run import TimedRun, bf16, clip_and_step, command, rate
@@ -94,10 +97,22 @@ class Objective:
         threshold = self.rng.uniform(0.7, 1.0)
         return torch.from_numpy(np.stack([source_frames(v, threshold, HOLD_CAP_FRAMES) for v in z.detach().float().cpu().numpy()])).to(z.device)
 
+    def _primitives(
+        self, primitives: Primitives, s: Tensor, features: Tensor, known: Tensor, told_of: Tensor, scene: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """s, features, known: of clean examples and then degraded ones; told_of and scene: of the clean ones and, of the degraded ones, the scene."""
+        if not self.t.primitives:
+            return s.new_zeros(()), {}
+        b = len(told_of)
+        pitch, energy, speaks = torch.cat([told_of, told_of[: len(s) - b]]).unbind(-1)
+        content = primitives.content(features, known & (speaks > 0), self.t.teacher_lag_frames)
+        kinds = torch.cat([torch.zeros_like(scene), scene[: len(s) - b]])[:, None].expand_as(pitch)
+        return primitives(s, {"content": content, "pitch": pitch, "energy": energy, "scene": torch.where(speaks > 0, kinds, NONE)})
+
     def __call__(
-        self, model: Codec, mix: Tensor, target: Tensor, features: Tensor, known: Tensor, pitch: Tensor
+        self, model: Codec, primitives: Primitives, mix: Tensor, target: Tensor, features: Tensor, known: Tensor, pitch: Tensor, told_of: Tensor, scene: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
-        """→ (loss, made [n, samples], real [n, samples], tokens, parts)"""
+        """→ (loss, made [n, samples], real [n, samples], tokens, parts). See CodecMixer for what is given."""
         t, b = self.t, len(target)
         mix = mix[: round(t.degraded * b)]
         n = b + len(mix)
@@ -118,6 +133,7 @@ class Objective:
         features, known = (torch.cat([z, z[: len(mix)]]) for z in (features.float(), known))
         frames = features.shape[1]
         told = model.teach(s)[:, :frames]
+        told_more, right = self._primitives(primitives, s[:, :frames], features, known, told_of, scene)
         clean_loss, clean_cosine = semantic_loss(told[:b], features[:b], known[:b], t.teacher_lag_frames)
         noisy_loss, noisy_cosine = semantic_loss(told[b:], features[b:], known[b:], t.teacher_lag_frames)
         s = torch.where(drop, model.encoder.semantic_vq.widen.bias, s)
@@ -132,11 +148,11 @@ class Objective:
         off, wrong = pitch_loss(hz[:b, : pitch.shape[1]], pitch)
         eared, same = hearing_loss(ear[:b], pitch), correlation(torch.linalg.solve(vq.metric, za, left=False))
         loss = loss + t.pitch * off + t.hearing * eared + t.correlation * same + unguessed
-        loss = loss + t.semantic * (clean_loss + noisy_loss) / 2 + t.commitment * (s_commit + a_commit)
+        loss = loss + t.primitives * told_more + t.semantic * (clean_loss + noisy_loss) / 2 + t.commitment * (s_commit + a_commit)
         parts |= {
             "cosine": clean_cosine.item(), "cosine_noisy": noisy_cosine.item(), "pitch": off.item(), "pitch_wrong": wrong, "hearing": eared.item(),
             "correlation": same.item(), "gate": gate[:b].float().mean().item(), "gate_noisy": gate[b:].float().mean().item(),
-            "commit_s": s_commit.item(), "commit_a": a_commit.item(), "unguessed": unguessed.item(),
+            "commit_s": s_commit.item(), "commit_a": a_commit.item(), "unguessed": unguessed.item(), **right,
         }  # fmt: skip
         return loss, made, real, torch.cat([s_index, a_index], -1), parts
 
@@ -144,7 +160,7 @@ class Objective:
 class Run(TimedRun):
     """One training run: model, averaged model, discriminators, optimisers, counters, and their file."""
 
-    def __init__(self, folder: Path, recipe: CodecRecipe, device: str) -> None:
+    def __init__(self, folder: Path, recipe: CodecRecipe, device: str, init: Path | None = None) -> None:
         t = recipe.train
         torch.manual_seed(t.seed)
         self.recipe, self.device = recipe, device
@@ -152,10 +168,22 @@ class Run(TimedRun):
         self.ema = copy.deepcopy(self.model).eval()
         self.sensitivity = torch.zeros(recipe.model.code_dim, recipe.model.code_dim, device=device)
         self.judge = Discriminator(t.judge_channels).to(device)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), t.lr, betas=(0.8, 0.98), weight_decay=t.weight_decay, fused=True)
+        self.primitives = Primitives(recipe.model.dim, recipe.model.teacher_dim).to(device)
+        self.trained = nn.ModuleList([self.model, self.primitives])
+        self.optimiser = torch.optim.AdamW(self.trained.parameters(), t.lr, betas=(0.8, 0.98), weight_decay=t.weight_decay, fused=True)
         self.judge_optimiser = torch.optim.AdamW(self.judge.parameters(), t.lr / 3, betas=(0.8, 0.98), fused=True)
-        kept = {"model": self.model, "ema": self.ema, "judge": self.judge, "optimiser": self.optimiser, "judge_optimiser": self.judge_optimiser}
+        kept = {"model": self.model, "ema": self.ema, "primitives": self.primitives, "judge": self.judge}
+        kept |= {"optimiser": self.optimiser, "judge_optimiser": self.judge_optimiser}
         super().__init__(folder, device, {"config": recipe.model.to_dict(), "teacher_lag": t.teacher_lag_frames}, kept)
+        if init and not self.resumed:
+            weights = load_codec(init).state_dict() if init.is_dir() else torch.load(init, map_location=device, weights_only=True)["ema"]
+            # a file without what the teacher is told with, or with another way of it, starts that new
+            self.model.load_state_dict({k: weights[k] if k in weights and not k.startswith("teach.") else v for k, v in self.model.state_dict().items()})
+            for book in self.model.modules():
+                if isinstance(book, Codebook):
+                    book.begin()
+            self.ema.load_state_dict(self.model.state_dict())
+            print(f"warm start from {init}")
 
     def _adversarial(self, made: Tensor, real: Tensor, gain: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The discriminators' own step, then what they think of the model's sound."""
@@ -182,14 +210,14 @@ class Run(TimedRun):
     def one_step(self, objective: Objective, batch: list[Tensor]) -> tuple[dict[str, float], Tensor]:
         """Forward, backward, update, average → (numbers for the log, tokens)."""
         t = self.recipe.train
-        mix, target, features, known, pitch = (z.to(self.device, non_blocking=True) for z in batch)
+        mix, *more = (z.to(self.device, non_blocking=True) for z in batch)
         self.model.train()
-        loss, made, real, tokens, parts = objective(self.model, mix, target, features, known, pitch)
+        loss, made, real, tokens, parts = objective(self.model, self.primitives, mix, *more)
         if t.adversarial and self.step >= t.adversarial_from_step:
             gain = (0.05 / (real.square().mean(1, keepdim=True) + 1e-8).sqrt()).clamp_max(100.0)
-            extra, more = self._adversarial(made, real, gain)
-            loss, parts = loss + extra, parts | more
-        norm = clip_and_step(self.model, self.optimiser, loss, t.clip)
+            extra, judged = self._adversarial(made, real, gain)
+            loss, parts = loss + extra, parts | judged
+        norm = clip_and_step(self.trained, self.optimiser, loss, t.clip)
         self.step += 1
         self._weigh(t.weigh_step)
         self.hours += mix.numel() / 16000 / 3600
@@ -201,6 +229,8 @@ class Run(TimedRun):
         teacher = Teacher.load(Path(data.teacher)) if data.teacher else None
         if teacher and teacher.frames.shape[1] != self.recipe.model.teacher_dim:
             raise ValueError(f"the teacher's features have {teacher.frames.shape[1]} numbers, teacher_dim says {self.recipe.model.teacher_dim}")
+        if teacher and not self.resumed:
+            self.primitives.begin(teacher.frames)
         mixer = CodecMixer(Path(data.cache), data.seed, data.batch, data.seconds, teacher, data.taught_share)
         taught_h = sum(n for _, n in teacher.clips.values()) / 50 / 3600 if teacher else 0.0
         print("data, hours:", json.dumps(mixer.describe() | {"taught": round(taught_h, 2)}), "parameters:", sum(p.numel() for p in self.model.parameters()))
@@ -216,7 +246,8 @@ class Run(TimedRun):
 
 
 def main() -> int:
-    return command("train_codec", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device).train(a.minutes, a.steps))
+    files = {"--init": "start from the averaged weights of this checkpoint, or from a weights folder"}
+    return command("train_codec", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device, a.init).train(a.minutes, a.steps), files)
 
 
 if __name__ == "__main__":

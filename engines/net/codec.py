@@ -28,6 +28,7 @@ from .level import Level
 from .model import POWER, complex_mul, compress
 
 BANDS = CORE_BINS // 8
+TELLING_DIM = 64
 PITCH_FINE = 6.0  # an octave in the code, where other numbers vary by one: pitch is coded to about a third of a semitone
 LEVEL_FLOOR = 1e-5  # about -78 dB re full scale: what is below is not brought up
 
@@ -261,7 +262,8 @@ class Codec(Causal):
         super().__init__()
         self.cfg = cfg.validate()
         self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
-        self.teach = nn.Linear(cfg.dim, cfg.teacher_dim)
+        # no part of the codec: what the semantic tokens up to now tell of the teacher's features
+        self.teach = nn.Sequential(nn.Linear(cfg.dim, TELLING_DIM), Stack(TELLING_DIM, cfg.kernel, 1), nn.Linear(TELLING_DIM, cfg.teacher_dim))
 
     def init_state(self, batch: int) -> State:
         return {**scoped("encoder", self.encoder.init_state(batch)), **scoped("decoder", self.decoder.init_state(batch))}

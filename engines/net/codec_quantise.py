@@ -17,7 +17,8 @@ DEAD = 0.1  # share of an even use below which a code starts again
 FRESH = 0.2  # what a code that starts again is counted as: unused, it is dead again after 35 steps
 RESTART_STEPS = 10
 WEIGHED = 0.6  # how much of the measure of errors is their effect; the rest is their size
-BEAM = 4  # ways followed through the layers; the nearest code of the first layer is not always the best beginning
+BEAM = 16  # ways followed through the layers; the nearest code of the first layer is not always the best beginning
+LEARNING_BEAM = 4  # in training, where the search is a third of a step even so
 
 
 class Codebook(nn.Module):
@@ -33,6 +34,12 @@ class Codebook(nn.Module):
         self.count: Tensor
         self.total: Tensor
         self.steps: Tensor
+
+    def begin(self) -> None:
+        """Go on from codes that were loaded without what they are means of."""
+        self.count.fill_(1.0)
+        self.total.copy_(self.codes)
+        self.steps.fill_(1)
 
     def search(self, z: Tensor) -> Tensor:
         """Nearest code by squared distance; the term that all codes share is left out."""
@@ -96,13 +103,13 @@ class Quantiser(nn.Module):
         z: Tensor = self.spread(self.narrow(self.norm(x[..., : self.dim]).float()).transpose(1, 2)).transpose(1, 2)
         return torch.cat([z, x[..., self.dim :]], -1) @ self.metric
 
-    def encode(self, z: Tensor) -> Tensor:
+    def encode(self, z: Tensor, beam: int = BEAM) -> Tensor:
         """[B, T, code_dim + told] of `project` → [B, T, layers] int64: of the layers' sums the nearest that a beam search finds."""
         rest, error, found = z[..., None, :], torch.zeros_like(z[..., :1]), z.new_zeros((*z.shape[:-1], 1, 0), dtype=torch.int64)
         for book in self._books():
             size = book.codes.square().sum(-1) - 2 * (rest @ book.codes.t())  # [..., beam, codes]: by how much each changes the error
             many = (error[..., None] + size).flatten(-2)
-            error, best = many.topk(min(BEAM, many.shape[-1]), -1, largest=False)
+            error, best = many.topk(min(beam, many.shape[-1]), -1, largest=False)
             way, index = best // len(book.codes), best % len(book.codes)
             rest = rest.gather(-2, way[..., None].expand(*way.shape, z.shape[-1])) - book.codes[index]
             found = torch.cat([found.gather(-2, way[..., None].expand(*way.shape, found.shape[-1])), index[..., None]], -1)
@@ -129,7 +136,7 @@ class Quantiser(nn.Module):
         """
         z = self.project(x)
         rest, q, loss = z if guess is None else z - guess, torch.zeros_like(z), z.new_zeros(())
-        index = self.encode(rest.detach())
+        index = self.encode(rest.detach(), LEARNING_BEAM)
         for i, book in enumerate(self._books()):
             found = index[..., i]
             code = book.look_up(found)
