@@ -18,8 +18,8 @@ CODEC_WEIGHTS = WEIGHTS / "codec"
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
-class _Step:
-    """One ONNX graph `x, state... → outputs..., state.new...`."""
+class OnnxStep:
+    """One ONNX graph `x, state... → outputs..., state.new...`; an input without a new value is no state and is given at every call."""
 
     def __init__(self, path: Path, threads: int) -> None:
         options = ort.SessionOptions()
@@ -31,10 +31,10 @@ class _Step:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime's exceptions have no common base that it documents
             raise EngineError(f"{path} cannot be loaded ({type(e).__name__}); export it again: python -m voicewire.engines.codec_export") from None
-        inputs = {i.name: i for i in self._session.get_inputs()}
-        del inputs["x"]
-        self._shapes = {n: (tuple(i.shape[1:]), _TYPES[i.type]) for n, i in inputs.items()}
-        self._outputs = len(self._session.get_outputs()) - len(self._shapes)
+        outputs = [o.name for o in self._session.get_outputs()]
+        kept = {i.name: i for i in self._session.get_inputs() if f"{i.name}.new" in outputs}
+        self._shapes = {n: (tuple(i.shape[1:]), _TYPES[i.type]) for n, i in kept.items()}
+        self._outputs = len(outputs) - len(self._shapes)
 
     def fresh(self, batch: int) -> State:
         return {n: np.zeros((batch, *shape), dtype) for n, (shape, dtype) in self._shapes.items()}
@@ -60,7 +60,7 @@ class CodecEngine:
             self.weights: str = meta["weights"]  # fingerprint, binds token files
         except (ValueError, KeyError, TypeError, OSError) as e:
             raise EngineError(f"{folder / 'codec.json'} is not what codec_export writes ({e}); export the weights again") from None
-        self._encode, self._decode = _Step(folder / "encode.onnx", threads), _Step(folder / "decode.onnx", threads)
+        self._encode, self._decode = OnnxStep(folder / "encode.onnx", threads), OnnxStep(folder / "decode.onnx", threads)
 
     def init_encoder(self, batch: int) -> State:
         return self._encode.fresh(batch)
