@@ -16,6 +16,7 @@ class HeadsConfig:
     feedback: reads its own tokens of the frame before. delay_pattern: stream k is decided k frames later (MusicGen, Copet et al. 2023; UniTok-Audio)
     and sees as many frames more, which costs 20 ms a stream; without it a frame's tokens are all decided in its step.
     foresight_frames: semantic tokens of so many frames ahead are told, too, for training alone.
+    central: takes the code nearest to the mean of what is predicted, not the likeliest; a switch of use, trained weights serve both. Not for drawing.
     """
 
     trunk_dim: int = 192
@@ -32,6 +33,7 @@ class HeadsConfig:
     feedback: bool = False
     delay_pattern: bool = False
     foresight_frames: int = 0
+    central: bool = False
 
     @property
     def delay_frames(self) -> int:

@@ -47,8 +47,11 @@ class HeadsEngine:
         return self._step.fresh(batch) | {"position": np.zeros(batch, np.int64)}
 
     def step(self, x: F32, state: State, seed: NDArray[np.uint64] | None = None, temperature: float = 1.0) -> tuple[I64, State]:
-        """x: [slots, trunk_dim + heard_dim] → (tokens [slots, streams], new state). Pure. seed: [slots] to draw; without it the likeliest are taken."""
+        """x: [slots, trunk_dim + heard_dim] → (tokens [slots, streams], new state). Pure. seed: [slots] to draw; without it the likeliest are taken, or
+        what `central` says."""
         cfg, position = self.config, state["position"]
+        if seed is not None and cfg.central:
+            raise ValueError("heads that take the code nearest to the mean cannot draw; export them without central")
         keys = np.zeros(len(x), np.uint64) if seed is None else seed
         added = drawn(keys, position.astype(np.int64), 0.0 if seed is None else temperature, cfg.streams, cfg.codes)
         (tokens,), new = self._step(x, {"noise": added} | {k: v for k, v in state.items() if k != "position"})

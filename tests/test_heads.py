@@ -37,6 +37,7 @@ SWITCHES = {
     "delay": replace(PLAIN, delay_pattern=True),
     "both": replace(PLAIN, feedback=True, delay_pattern=True),
     "foresight": replace(PLAIN, foresight_frames=3),
+    "central": replace(PLAIN, central=True),
 }
 switched = pytest.mark.parametrize("cfg", SWITCHES.values(), ids=SWITCHES.keys())
 
@@ -80,7 +81,8 @@ def test_teacher_forcing_is_decoding(cfg: HeadsConfig) -> None:
         own = decoded[:, cfg.delay_frames :]  # by frames
         padded = torch.nn.functional.pad(own, (0, 0, 0, cfg.delay_frames))
         logits, _ = heads.teach(x, padded)
-        assert torch.equal(logits.argmax(-1), own) and torch.equal(heads(x), decoded)
+        picked = [heads.depth.pick(logits[:, :, k], k) for k in range(cfg.streams)]
+        assert torch.equal(torch.stack(picked, -1), own) and torch.equal(heads(x), decoded)
         for stream in range(cfg.streams - 1):
             other = padded.clone()
             other[:, 10, stream] = (other[:, 10, stream] + 7) % cfg.codes
@@ -175,6 +177,10 @@ def test_engine_keeps_the_contract_and_says_what_pytorch_says(exported: Path) ->
 def test_drawing(exported: Path) -> None:
     """The same seed draws the same, offline in PyTorch and stepped; another seed, another temperature or another frame draw something else."""
     engine, x = HeadsEngine(exported), some(3, 20)
+    if engine.config.central:
+        with pytest.raises(ValueError, match="cannot draw"):
+            engine.step(x[:, 0], engine.init_state(3), np.zeros(3, np.uint64))
+        return
     cfg, seeds = engine.config, np.array([5, 5, 2**60 + 3], np.uint64)
     x[1] = x[0]
 
@@ -205,6 +211,19 @@ def test_drawing_is_the_kernels() -> None:
         on, every = np.ones(6, np.uint8), np.full(6, 64, np.int32)
         sample(logits, np.zeros((64, 1), np.int32), seed, position, given_t, every, on, token, embedded, 2, 5, 64, 1)
         np.testing.assert_array_equal(token[:, 2], (logits + drawn(seed, position, temperature, 5, 64)[:, 2]).argmax(-1))
+
+
+def test_central_takes_what_lies_in_the_middle() -> None:
+    """Between two likely codes the one that lies between them, however unlikely; the codec's own vectors measure it."""
+    heads, codec = made(SWITCHES["central"]), tried_codec()
+    book = codec.encoder.acoustic_vq.books[1].codes
+    a, b = 3, 9
+    middle = int((book - (book[a] + book[b]) / 2).square().sum(-1).argmin())
+    logits = torch.full((1, SMALL.codes), -30.0)
+    logits[0, [a, b]] = 0.0
+    assert heads.depth.pick(logits, 2).item() == middle
+    logits[0, a] = 20.0
+    assert heads.depth.pick(logits, 2).item() == a and made(PLAIN).depth.pick(logits, 2).item() == a
 
 
 def test_heads_config_refuses() -> None:

@@ -18,18 +18,22 @@ from .trunk import Layer
 
 
 class Codes(nn.Module):
-    """What is known of every code: its vector and its squared length, each of unit variance over the stream's codes. A buffer, not trained."""
+    """What is known of every code: its vector; and for reading, vector and squared length, each of unit variance over the stream's codes. Not trained."""
 
     def __init__(self, streams: int, codes: int, code_dim: int) -> None:
         super().__init__()
         self.size = code_dim + 1
+        self.register_buffer("vectors", torch.randn(streams, codes, code_dim))
         self.register_buffer("table", torch.randn(streams, codes, self.size))
+        self.vectors: Tensor
         self.table: Tensor
 
     @torch.no_grad()
     def fill(self, books: list[Tensor]) -> None:
         """books: the codec's codes of every stream, [codes, code_dim] or narrower (padded with zeros)"""
-        for row, book in zip(self.table, books, strict=True):
+        for vectors, row, book in zip(self.vectors, self.table, books, strict=True):
+            vectors.zero_()
+            vectors[:, : book.shape[1]] = book
             known = torch.cat([book, book.square().sum(-1, keepdim=True)], -1)
             known = (known - known.mean(0)) / known.std(0).clamp_min(1e-6)
             row.zero_()
@@ -38,6 +42,12 @@ class Codes(nn.Module):
     def forward(self, token: Tensor, stream: int) -> Tensor:
         """[...] int64 → [..., size]; zeros for a token below 0, which stands for none"""
         return self.table[stream][token.clamp_min(0)] * (token >= 0)[..., None]
+
+    def nearest_to_mean(self, logits: Tensor, stream: int) -> Tensor:
+        """[..., codes] → of the codes that nearest to their mean: [...] int64"""
+        vectors = self.vectors[stream]
+        mean = torch.softmax(logits, -1) @ vectors
+        return (2 * mean @ vectors.t() - vectors.square().sum(-1)).argmax(-1)
 
     def every(self, tokens: Tensor) -> Tensor:
         """[..., streams] → [..., streams, size]"""
@@ -53,7 +63,7 @@ class Depth(nn.Module):
     def __init__(self, cfg: HeadsConfig) -> None:
         super().__init__()
         d = cfg.depth_dim
-        self.streams, self.heads, self.dim = cfg.streams, cfg.depth_heads, d
+        self.streams, self.heads, self.dim, self.central = cfg.streams, cfg.depth_heads, d, cfg.central
         self.codes = Codes(cfg.streams, cfg.codes, cfg.code_dim)
         self.read = nn.ModuleList(nn.Linear(self.codes.size, d, bias=False) for _ in range(cfg.streams - 1))
         self.place = nn.Parameter(0.1 * torch.randn(cfg.streams, d))
@@ -76,6 +86,11 @@ class Depth(nn.Module):
         y: Tensor = self.norm(x) @ (self.free[k] + self.tied[k] @ self.codes.table[k].t()) + self.bias[k]
         return y
 
+    def pick(self, logits: Tensor, k: int, noise: Tensor | None = None) -> Tensor:
+        """logits of stream k and noise that makes a draw of their argmax: [..., codes] → tokens [...]"""
+        logits = logits if noise is None else logits + noise
+        return self.codes.nearest_to_mean(logits, k) if self.central else logits.argmax(-1)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, self.dim // self.heads)
 
@@ -93,8 +108,7 @@ class Depth(nn.Module):
         return (torch.bmm(x.transpose(0, 1), weights) + self.bias[:, None]).transpose(0, 1)
 
     def decide(self, views: Tensor, noise: Tensor | None) -> Tensor:
-        """Stream by stream, each given what was decided before: [N, streams] int64. noise: [N, streams, codes] is added to the logits; without it the largest
-        logit is taken."""
+        """Stream by stream, each given what was decided before: [N, streams] int64. noise: [N, streams, codes] is added to the logits."""
         scale, found, token = (self.dim // self.heads) ** -0.5, list[Tensor](), None
         seen: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self.layers]
         for k in range(self.streams):
@@ -105,7 +119,6 @@ class Depth(nn.Module):
                 values.append(value)
                 w = torch.softmax((q[:, None] * torch.stack(keys, 1)).sum(-1) * scale, 1)  # [N, k + 1, heads]
                 x = layer.mlp(x + layer.proj((w[..., None] * torch.stack(values, 1)).sum(1).flatten(-2)))
-            logits = self.logits_of(x, k)
-            token = (logits if noise is None else logits + noise[:, k]).argmax(-1)
+            token = self.pick(self.logits_of(x, k), k, None if noise is None else noise[:, k])
             found.append(token)
         return torch.stack(found, -1)

@@ -49,6 +49,10 @@ class TokenHeads(Causal):
         super().__init__()
         self.cfg = cfg.validate()
         self.latency = cfg.delay_frames
+        self.register_buffer("mean", torch.zeros(cfg.trunk_dim + cfg.heard_dim))
+        self.register_buffer("spread", torch.ones(cfg.trunk_dim + cfg.heard_dim))
+        self.mean: Tensor
+        self.spread: Tensor
         self.inp = nn.Linear(cfg.trunk_dim + cfg.heard_dim, cfg.dim)
         self.stack = Stack(cfg.dim, cfg.kernel, cfg.blocks)
         self.norm = nn.LayerNorm(cfg.dim)
@@ -62,6 +66,12 @@ class TokenHeads(Causal):
         books = [*codec.encoder.semantic_vq.books, *codec.encoder.acoustic_vq.books]
         self.depth.codes.fill([cast(Codebook, book).codes for book in books])
 
+    @torch.no_grad()
+    def take_statistics(self, x: Tensor) -> None:
+        """Bring what is read to one scale. x: [..., trunk_dim + heard_dim] as it usually is"""
+        self.mean.copy_(x.flatten(0, -2).mean(0))
+        self.spread.copy_(x.flatten(0, -2).std(0).clamp_min(1e-6))
+
     def init_state(self, batch: int) -> State:
         cfg, state = self.cfg, scoped("stack", self.stack.init_state(batch))
         if cfg.feedback or cfg.delay_pattern:
@@ -70,9 +80,13 @@ class TokenHeads(Causal):
             state["views"] = torch.zeros(batch, cfg.delay_frames, cfg.streams, cfg.depth_dim)
         return state
 
+    def _read(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inp((x - self.mean) / self.spread)
+        return y
+
     def body(self, x: Tensor) -> Tensor:
         """The layers over time: → [B, T, dim]"""
-        y: Tensor = self.norm(self.stack(self.inp(x)))
+        y: Tensor = self.norm(self.stack(self._read(x)))
         return y
 
     def _views(self, u: Tensor) -> Tensor:
@@ -124,8 +138,7 @@ class TokenHeads(Causal):
         x = self.depth.states(told.flatten(0, 1), tokens.flatten(0, 1)).view(b, n + 1, n + 1, -1)
         found = []
         for k in range(n + 1):
-            logits = self.depth.logits_of(x[:, n - k, k], k)
-            found.append((logits if noise is None else logits + noise[:, k]).argmax(-1))
+            found.append(self.depth.pick(self.depth.logits_of(x[:, n - k, k], k), k, None if noise is None else noise[:, k]))
         tokens = torch.where(now, torch.stack(found, -1)[:, None], tokens)
         # the first frames of a stream would be older than it: there are none of them, and nothing may be read from them
         real = torch.cat([before[:, 1:, :1] >= 0, torch.ones_like(before[:, :1, :1], dtype=torch.bool)], 1)
@@ -158,7 +171,7 @@ class TokenHeads(Causal):
 
     def step(self, x: Tensor, state: State, noise: Tensor | None = None) -> tuple[Tensor, State]:
         """One frame: x [B, 1, trunk_dim + heard_dim] → (tokens [B, 1, streams], new state). noise: [B, streams, codes] is added to the logits."""
-        y, stack = self.stack.step(self.inp(x), within("stack", state))
+        y, stack = self.stack.step(self._read(x), within("stack", state))
         tokens, new = self._next(self._views(self.norm(y))[:, 0], state, noise)
         new = {**scoped("stack", stack), **new}
         return tokens[:, None], {k: new[k] for k in state}
