@@ -28,7 +28,7 @@ class HeadsConfig:
     kernel: int = 5
     blocks: int = 1
     depth_dim: int = 128
-    depth_layers: int = 2
+    depth_layers: int = 1
     depth_heads: int = 4
     feedback: bool = False
     delay_pattern: bool = False

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
-from codec_weights import SMALL, tried_codec
+from codec_weights import SMALL, tried_codec, write_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tools import evaluate_heads, train_heads
+from tools.blends import BLENDS, Fitted, size
+from tools.hear import Ears, Heard, hear
+from tools.mixer import Mixer
+from tools.prepare import prepare
+from voicewire.engines.config import ModelConfig
 from voicewire.engines.contract import TorchSteps, verify_contract
+from voicewire.engines.export import export
 from voicewire.engines.heads_config import HeadsConfig
 from voicewire.engines.heads_engine import HeadsEngine, drawn
 from voicewire.engines.heads_export import export_heads, load_heads
 from voicewire.engines.net.heads import TokenHeads, delay, undelay
+from voicewire.engines.net.model import Model
+from voicewire.engines.net.spectrum import stft
 from voicewire.kernels.sampling import sample
 
 PLAIN = HeadsConfig(
@@ -231,3 +244,168 @@ def test_heads_config_refuses() -> None:
     for values, complaint in (({"speed": 1}, "speed"), ({"depth_heads": 3}, "divide"), ({"streams": 0}, "at least"), ({"foresight_frames": -1}, "negative")):
         with pytest.raises(ValueError, match=complaint):
             HeadsConfig.from_dict(values)
+
+
+HEADS_RECIPE = """
+[model]
+dim = 16
+depth_dim = 16
+depth_heads = 2
+kernel = 3
+{more}
+[data]
+heard = "{heard}"
+codec = "{codec}"
+batch = 2
+seconds = 0.5
+workers = 0
+[train]
+warmup_steps = 2
+checkpoint_minutes = 0.0
+"""
+CORE = ModelConfig(channels=8, width=8, bands=8, mix_groups=2, blocks=2, trunk_dim=16, trunk_layers=1, trunk_heads=2, window_frames=20)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Small models, and what they heard in a small cache."""
+
+    core: Path
+    codec: Path
+    heard: Path
+    cache: Path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("small")
+    rng = np.random.default_rng(0)
+    for speaker in ("anna", "ben"):
+        (root / "speech" / speaker).mkdir(parents=True)
+        for i in range(3):
+            sf.write(root / "speech" / speaker / f"{i}.wav", rng.standard_normal(32000) * np.repeat(rng.random(100), 320) * 0.2, 16000)
+    (root / "noise").mkdir()
+    sf.write(root / "noise" / "fan.wav", 0.1 * rng.standard_normal(48000), 16000)
+    made_ = Made(root / "core", root / "codec", root / "heard", root / "cache")
+    prepare([("speech", root / "speech"), ("noise", root / "noise")], made_.cache, 16000, 0, 1)
+    torch.manual_seed(0)
+    export({"config": CORE.to_dict(), "ema": Model(CORE).state_dict(), "step": 1, "hours": 0.0}, None, made_.core)
+    write_weights(made_.codec)
+    ears = Ears(made_.core, made_.codec)
+    assert hear(made_.cache, made_.heard, 1e9, 8 / 3600, 1.0, 4, 1, ears) == 8
+    return made_
+
+
+def recipe(small: Made, folder: Path, **more: object) -> Path:
+    path = folder / "heads.toml"
+    lines = "\n".join(f"{k} = {str(v).lower()}" for k, v in more.items())
+    path.write_text(HEADS_RECIPE.format(more=lines, heard=small.heard, codec=small.codec))
+    return path
+
+
+def run(tool: Any, monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
+    monkeypatch.setattr(sys, "argv", [tool.__name__, *map(str, args)])
+    code: int = tool.main()
+    return code
+
+
+def test_what_is_heard_fits_its_frames(small: Made) -> None:
+    """What is cached is what the models make of the mixer's mixtures, frame by frame; hearing stops and goes on."""
+    ears, heard = Ears(small.core, small.codec), Heard(small.heard)
+    mix, target = (torch.from_numpy(z) for z in Mixer(small.cache, 1, 4, 1.0).batch(1))
+    sound = ears.hear(mix, fast=True)
+    tokens = ears.codec.encoder(stft(target, 160)[:, :, :160])
+    for k in range(4):
+        clip = heard.clip(4 + k, 3, 40)
+        np.testing.assert_array_equal(clip["tokens"], tokens[k, 3:43].numpy())
+        for name, value in (("h", sound.h), ("heard", sound.heard)):
+            np.testing.assert_allclose(clip[name], value[k, 3:43].numpy(), atol=2e-2, rtol=2e-3)
+    latent = ears.codec.encoder.tokens(*ears.codec.encoder.features(sound.restored)[:2])[1]
+    torch.testing.assert_close(sound.heard[..., -SMALL.code_dim :], latent)
+    assert hear(small.cache, small.heard, 0.0, 8 / 3600, 1.0, 4, 1, ears) == 8, "what is there is kept"
+
+
+@pytest.mark.parametrize("switch", [{}, {"feedback": True}, {"delay_pattern": True}, {"foresight_frames": 2}], ids=lambda s: next(iter(s), "plain"))
+def test_train_stop_resume_export(small: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: dict[str, object]) -> None:
+    folder, path = tmp_path / "run", recipe(small, tmp_path, heard_dim=2 * SMALL.code_dim + 1, **switch)
+    for args, steps in ((["--recipe", path, "--steps", 3], 3), (["--steps", 2], 5)):
+        assert run(train_heads, monkeypatch, folder, "--device", "cpu", *args) == 0
+        saved = torch.load(folder / "last.pt", weights_only=True)
+        assert saved["step"] == steps
+    heads = export_heads(saved, tmp_path / "weights")
+    assert heads.cfg.trunk_dim == CORE.trunk_dim and heads.cfg.codes == SMALL.codes and HeadsEngine(tmp_path / "weights").config == heads.cfg
+    assert run(train_heads, monkeypatch, tmp_path / "on", "--device", "cpu", "--recipe", path, "--init", folder / "last.pt", "--steps", 1) == 0
+
+
+def test_heads_learn_what_they_are_taught(small: Made, tmp_path: Path) -> None:
+    """A few dozen steps on one batch name most of its tokens, each given the ones before."""
+    settings = train_heads.load(recipe(small, tmp_path, heard_dim=2 * SMALL.code_dim + 1))
+    one = train_heads.Run(tmp_path / "run", settings, "cpu")
+    given, tokens = (torch.from_numpy(z) for z in train_heads.Batches(one.heard, settings.data, True, 0)[0])
+    optimiser, rows = torch.optim.Adam(one.model.parameters(), 2e-2), []
+    for _ in range(80):
+        loss, parts = train_heads.losses(one.model, given, tokens, settings.train, None)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        rows.append(parts)
+    assert rows[-1]["hit_s"] > 0.6 > 0.3 > rows[0]["hit_s"] and rows[-1]["hit_a2"] > 0.5
+
+
+def test_blends_do_what_they_say() -> None:
+    torch.manual_seed(0)
+    x, s, t = (torch.randn(2, 6, 160, 2) * k for k in (1.0, 0.5, 0.3))
+    s[:, :, 80:] *= 0.01  # a deep mask
+    for name, blend in BLENDS.items():
+        y = blend(x, s, t)
+        assert y.shape == x.shape and torch.isfinite(blend(0 * x, 0 * s, 0 * t)).all(), name
+        torch.testing.assert_close(blend(3 * x, 3 * s, 3 * t), 3 * y, atol=1e-4, rtol=1e-4, msg=f"{name} depends on the level")
+    same = {"floored", "halfway", "filtered"}
+    for name in same:
+        torch.testing.assert_close(BLENDS[name](x, s, s.flip(-1)), s, atol=1e-4, rtol=1e-3, msg=f"{name}: tokens that agree change something")
+    deep = size(s) < 0.3 * size(x)
+    assert torch.equal(BLENDS["added"](s, s, t), s) and (size(BLENDS["floored"](x, s, t)) >= 0.49 * size(t))[deep].all() and deep.any()
+    assert (size(BLENDS["filtered"](x, s, t)) <= size(s) * (1 + 1e-5)).all()
+    fitted, control = Fitted(True), Fitted(False)
+    for _ in range(20):
+        x, s, t = (torch.randn(2, 6, 160, 2) for _ in range(3))
+        for f in (fitted, control):
+            f.see(x, s, t, t)
+    error = [(size(f(x, s, t)) - size(t)).square().mean().item() for f in (fitted, control)]
+    assert error[0] < 0.01 * error[1], "what tokens tell is not used"
+
+
+def test_evaluation_compares(small: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pesq")
+    pytest.importorskip("pystoi")
+    folder = tmp_path / "heads"
+    path = recipe(small, tmp_path, heard_dim=2 * SMALL.code_dim + 1, foresight_frames=2)
+    assert run(train_heads, monkeypatch, folder, "--device", "cpu", "--recipe", path, "--steps", 2) == 0
+    rng = np.random.default_rng(0)
+    for kind in ("noisy", "clean"):
+        (tmp_path / "pairs" / kind).mkdir(parents=True)
+        sf.write(tmp_path / "pairs" / kind / "a.wav", rng.standard_normal(24000) * np.repeat(rng.random(75), 320) * 0.2, 16000)
+    given_ = ["--core", small.core, "--codec", small.codec, "--cache", tmp_path / "cache", "--json", tmp_path / "found.json", "--quick"]
+    assert run(evaluate_heads, monkeypatch, tmp_path / "pairs", "--heads", folder / "last.pt", *given_) == 0
+    out, found = capsys.readouterr().out, json.loads((tmp_path / "found.json").read_text())
+    assert "mask + tokens: added" in out and "ceiling" in out
+    assert len(found["tokens"]["heads"]) == SMALL.streams + 1 and found["ahead"]["heads"].keys() == {"foresight", "the token of now", "best constant answer"}
+    assert all(np.isfinite(list(r.values())).all() for r in found["sounds"].values())
+
+
+def test_heads_tools_refuse(small: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(tool: Any, complaint: str, *args: object) -> None:
+        assert run(tool, monkeypatch, *args) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and complaint in said, said
+
+    refused(train_heads, "heads.toml", tmp_path / "none", "--recipe", tmp_path / "heads.toml")
+    refused(train_heads, "heard_dim", tmp_path / "a", "--recipe", recipe(small, tmp_path, heard_dim=3), "--steps", 1, "--device", "cpu")
+    write_weights(tmp_path / "other", seed=1)
+    path = recipe(replace(small, codec=tmp_path / "other"), tmp_path)
+    refused(train_heads, "tools.hear again", tmp_path / "b", "--recipe", path, "--steps", 1, "--device", "cpu")
+    refused(evaluate_heads, "noisy/ and clean/", tmp_path, "--heads", tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"tools\.hear CACHE"):
+        Heard(tmp_path)
+    for file in Path("tools/recipes/heads").glob("*.toml"):
+        train_heads.load(file)

@@ -5,8 +5,7 @@
 PAIRS as for tools.evaluate. The first checkpoint is blended with the mask in every way of tools.blends, with --fit also by least squares; of the others the
 tokens alone are scored. Two tables: how often tokens are right, against the best constant answer, the codec's own tokens of the mixture and those of the
 restored mixture; and how it sounds, with the released restoration (mask alone) above and the codec's ceiling below. Heads and codec run offline in PyTorch;
-streaming gives the same (tests). --quick leaves out words and DNSMOS; --mos measures DNSMOS (by far the slowest) only of rows that contain one of these.
-Every number is cached, so a second run costs little.
+streaming gives the same (tests). Words and DNSMOS, which cost most, can be measured of some rows alone. Every number is cached: a second run costs little.
 """
 
 from __future__ import annotations
@@ -30,10 +29,9 @@ from voicewire.rt.demo import si_sdr_db
 
 from . import metrics
 from .blends import BLENDS, Blend
-from .evaluate import Cache, find_pairs, judge, ours
+from .evaluate import Cache, find_pairs
 from .heads_clips import FIT_BATCHES, Clip, Heads, fitted
 from .hear import Ears
-from .peers import System
 
 DRAW_TEMPERATURE = 0.7
 LATENCY_MS, FRAME_MS = 30.0, 20.0
@@ -96,7 +94,11 @@ class Row:
 
 def sound_rows(heads: list[Heads], blended: Heads, blends: dict[str, Blend], ears: Ears) -> list[Row]:
     core, codec = ears.doc["core_weights"], ears.doc["codec_weights"]
-    rows = [Row("mask alone, nothing left in", (core,), lambda c: c.wave(c.sound.restored))]
+    rows = [
+        Row("unprocessed", (), lambda c: c.noisy),
+        Row("mask alone, as released", (core,), lambda c: c.with_share(c.sound.restored)),
+        Row("mask alone, nothing left in", (core,), lambda c: c.wave(c.sound.restored)),
+    ]
 
     def alone(h: Heads) -> Row:
         return Row(f"tokens alone: {h.name}", (core, codec, h.version), lambda c: c.wave(c.spectrum(h.say(c.sound))))
@@ -174,8 +176,9 @@ def main() -> int:
     p.add_argument("--fit", type=Path, metavar="CACHE", help="training data to fit blends on")
     p.add_argument("--central", action="store_true", help="blend with the codes nearest to the mean instead of the likeliest")
     p.add_argument("--rows", help="only rows of sounds that contain one of these, comma-separated")
-    p.add_argument("--mos", help="DNSMOS only of rows that contain one of these, comma-separated; default: of all")
-    p.add_argument("--quick", action="store_true", help="neither words nor DNSMOS, nor restoration as released")
+    p.add_argument("--words", help="word errors of rows that contain one of these; default: of all")
+    p.add_argument("--mos", help="DNSMOS of rows that contain one of these; default: of all")
+    p.add_argument("--quick", action="store_true", help="neither words nor DNSMOS")
     p.add_argument("--limit", type=int, help="only the first so many pairs")
     p.add_argument("--cache", type=Path, default=Path("peers-cache"))
     p.add_argument("--json", type=Path, help="write the numbers here")
@@ -197,13 +200,10 @@ def main() -> int:
             found["ahead"] = {h.name: ahead_rows(clips, h) for h in trained if h.module.cfg.foresight_frames}
         named = lambda row, parts: parts is None or any(part in row.name for part in parts.split(","))  # noqa: E731
         sounds: dict[str, dict[str, float]] = {}
-        if not a.quick:
-            for system in (System("unprocessed", lambda x: x, 0, "-"), ours(a.core)):
-                sounds[system.name] = mean([judge(system, c.pair, cache) for c in tqdm(clips, desc=system.name, disable=None)])
         for row in sound_rows(heads, blended, blends, ears):
             if named(row, a.rows):
-                mos = not a.quick and named(row, a.mos)
-                sounds[row.name] = mean([scored(row, c, cache, not a.quick, mos) for c in tqdm(clips, desc=row.name, disable=None)])
+                words, mos = (not a.quick and named(row, parts) for parts in (a.words, a.mos))
+                sounds[row.name] = mean([scored(row, c, cache, words, mos) for c in tqdm(clips, desc=row.name, disable=None)])
         found |= {"sounds": sounds, "step_ms": {h.name: h.step_ms() for h in trained}}
     except (ValueError, OSError, KeyError, ModuleNotFoundError) as e:
         print(f"evaluate_heads: {e}", file=sys.stderr)

@@ -118,11 +118,13 @@ class Clip:
         y: np.ndarray = waveform(spec, len(self.noisy))[0].numpy()
         return y
 
+    def with_share(self, spec: Tensor) -> np.ndarray:
+        """With the share of the input that restoration leaves in."""
+        return self.wave(spec + dry_share(None, False) * (self.sound.mixture - spec))
+
     def blended(self, blend: Blend, tokens: Tensor) -> np.ndarray:
-        """Tokens + mask, with the share of the input that restoration leaves in."""
-        x, s = self.sound.mixture, self.sound.restored
-        y = blend(x, s, self.spectrum(tokens))
-        return self.wave(y + dry_share(None, False) * (x - y))
+        """Tokens + mask."""
+        return self.with_share(blend(self.sound.mixture, self.sound.restored, self.spectrum(tokens)))
 
 
 def fitted(cache: Path, ears: Ears, heads: Heads) -> dict[str, Blend]:

@@ -2,7 +2,7 @@
 
     python -m tools.hear cache/16k-wide --out runs/heard --minutes 10
     python -m tools.train_heads runs/heads --recipe tools/recipes/heads/cpu.toml --minutes 15
-    python -m tools.train_heads runs/heads-feedback --recipe tools/recipes/heads/feedback.toml --steps 500    # the same with one switch
+    python -m tools.train_heads runs/heads-feedback --recipe tools/recipes/heads/feedback.toml --init runs/heads/last.pt --steps 500    # on from it
     python -m voicewire.engines.heads_export runs/heads/last.pt --out FOLDER
 
 Cross-entropy of every stream, teacher forcing inside the frame. Of the clips every fiftieth is kept for validation. Leaves RUN/last.pt, RUN/step-N.pt and
@@ -103,6 +103,7 @@ def losses(heads: TokenHeads, given: Tensor, tokens: Tensor, t: HeadsTrain, rng:
         read = torch.where(dropped[..., None], -1, tokens)
     with bf16("cpu" if not given.is_cuda else "cuda"):
         logits, u = heads.teach(given, tokens, read)
+        told = heads.foresee(u).float() if heads.cfg.foresight_frames else None
     logits, wanted = logits.float(), tokens[:, : logits.shape[1]]
     n, parts = heads.cfg.streams, {}
     each = cross_entropy(logits.flatten(0, 2), wanted.flatten(), label_smoothing=t.smoothing, reduction="none").view(-1, n).mean(0)
@@ -110,8 +111,9 @@ def losses(heads: TokenHeads, given: Tensor, tokens: Tensor, t: HeadsTrain, rng:
     names = ["s", *(f"a{k}" for k in range(1, n))]
     parts |= {f"ce_{name}": v for name, v in zip(names, each.tolist(), strict=True)} | {f"hit_{name}": v for name, v in zip(names, hit.tolist(), strict=True)}
     loss = each.sum()
-    if ahead := heads.cfg.foresight_frames:
-        told = heads.foresee(u)[:, :-ahead].float()
+    if told is not None:
+        ahead = heads.cfg.foresight_frames
+        told = told[:, :-ahead]
         wanted = tokens[:, :, 0].unfold(1, ahead + 1, 1)[..., 1:]
         foreseen = cross_entropy(told.flatten(0, 2), wanted.flatten())
         loss = loss + t.foresight * foreseen
@@ -123,7 +125,7 @@ def losses(heads: TokenHeads, given: Tensor, tokens: Tensor, t: HeadsTrain, rng:
 class Run(TimedRun):
     """One training run: heads, averaged heads, optimiser, counters, and their file."""
 
-    def __init__(self, folder: Path, recipe: HeadsRecipe, device: str) -> None:
+    def __init__(self, folder: Path, recipe: HeadsRecipe, device: str, init: Path | None = None) -> None:
         t = recipe.train
         self.heard = Heard(Path(recipe.data.heard))
         codec = load_codec(Path(recipe.data.codec))
@@ -145,6 +147,15 @@ class Run(TimedRun):
         self.optimiser = torch.optim.AdamW(self.model.parameters(), t.lr, betas=(0.9, 0.98), weight_decay=t.weight_decay, fused=True)
         doc = {"config": self.config.to_dict(), **{k: self.heard.doc[k] for k in ("core_weights", "codec_weights")}}
         super().__init__(folder, device, doc, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
+        if init and not self.resumed:
+            weights = torch.load(init, map_location=device, weights_only=True)["ema"]
+            new = {k: v for k, v in self.model.state_dict().items() if k.startswith(("back", "ahead."))}  # what only a switch brings starts new
+            try:
+                self.model.load_state_dict(new | {k: v for k, v in weights.items() if not k.startswith(("back", "ahead."))})
+            except RuntimeError:
+                raise ValueError(f"{init} holds heads of other sizes; train these from the start, without --init") from None
+            self.ema.load_state_dict(self.model.state_dict())
+            print(f"warm start from {init}")
 
     def train(self, minutes: float, steps: int | None) -> None:
         t, data = self.recipe.train, self.recipe.data
@@ -177,7 +188,8 @@ def headline(row: dict[str, float]) -> str:
 
 
 def main() -> int:
-    return command("train_heads", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device).train(a.minutes, a.steps))
+    files = {"--init": "start from the averaged weights of this checkpoint"}
+    return command("train_heads", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device, a.init).train(a.minutes, a.steps), files)
 
 
 if __name__ == "__main__":
