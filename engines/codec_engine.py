@@ -18,10 +18,10 @@ CODEC_WEIGHTS = WEIGHTS / "codec"
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
-class StepGraph:
-    """One ONNX graph `x, state... → outputs..., state.new...`; what has no `.new` stays as it is."""
+class OnnxStep:
+    """One ONNX graph `x, state... → outputs..., state.new...`; state that has no `.new` stays as it is. given: inputs that are no state, for every call."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, given: tuple[str, ...] = ()) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -31,8 +31,7 @@ class StepGraph:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime's exceptions have no common base that it documents
             raise EngineError(f"{path} cannot be loaded ({type(e).__name__}); export the weights again") from None
-        inputs = {i.name: i for i in self._session.get_inputs()}
-        del inputs["x"]
+        inputs = {i.name: i for i in self._session.get_inputs() if i.name not in ("x", *given)}
         self._shapes = {n: (tuple(i.shape[1:]), _TYPES[i.type]) for n, i in inputs.items()}
         self._changed = [o.name.removesuffix(".new") for o in self._session.get_outputs() if o.name.endswith(".new")]
 
@@ -40,9 +39,11 @@ class StepGraph:
         return {n: np.zeros((batch, *shape), dtype) for n, (shape, dtype) in self._shapes.items()}
 
     def __call__(self, x: NDArray[Any], state: State) -> tuple[list[NDArray[Any]], State]:
+        """state: with what is `given`, which the new one is without."""
         out = self._session.run(None, {"x": x, **state})
         outputs = len(out) - len(self._changed)
-        return out[:outputs], {**state, **dict(zip(self._changed, out[outputs:], strict=True))}
+        new = dict(zip(self._changed, out[outputs:], strict=True))
+        return out[:outputs], {n: new.get(n, state[n]) for n in self._shapes}
 
 
 class CodecEngine:
@@ -61,7 +62,7 @@ class CodecEngine:
             self.weights: str = meta["weights"]  # fingerprint, binds token files
         except (ValueError, KeyError, TypeError, OSError) as e:
             raise EngineError(f"{folder / 'codec.json'} is not what codec_export writes ({e}); export the weights again") from None
-        self._encode, self._decode = StepGraph(folder / "encode.onnx", threads), StepGraph(folder / "decode.onnx", threads)
+        self._encode, self._decode = OnnxStep(folder / "encode.onnx", threads), OnnxStep(folder / "decode.onnx", threads)
 
     def init_encoder(self, batch: int) -> State:
         return self._encode.fresh(batch)

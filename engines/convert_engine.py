@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .codec_engine import StepGraph
+from .codec_engine import OnnxStep
 from .codec_high import extend
 from .config import CORE_BINS, HOPS_PER_FRAME
 from .engine import F32, EngineError, State
@@ -31,7 +31,7 @@ class ConvertEngine:
             self.weights: str = json.loads((folder / DESCRIPTION).read_text())["weights"]
         except (ValueError, KeyError, OSError) as e:
             raise EngineError(f"{folder / DESCRIPTION} is not what convert_export writes ({e}); export the weights again") from None
-        self._step = StepGraph(folder / GRAPH, threads)
+        self._step = OnnxStep(folder / GRAPH, threads)
 
     def init_state(self, batch: int, task: str = "convert") -> State:
         return self._step.fresh(batch)
