@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .engine import WEIGHTS, EngineError, weights_for
+from .engine import F32, WEIGHTS, EngineError, weights_for
 from .voiceprint import Voiceprint, turn_parts
 
 FILE = "places.npz"
@@ -38,6 +38,19 @@ def places(folder: Path | None = None) -> tuple[Place, ...]:
     with np.load(folder / FILE) as f:
         voice = f["voice"]
     return tuple(Place(weights, turn_parts(v[None], folder), v, i) for i, v in enumerate(voice, 1))
+
+
+def share_out(spec: F32, speech: F32) -> F32:
+    """What both talkers' places left to each other goes to either, half and half: spec [places, 2, 481, 2] of the mixture, the same in every row, speech
+    [places, 2, 480, 2] → the same shape as speech.
+
+    Mixture consistency (Wisdom et al. 2019), but only as far as a bin was taken for speech at all, so that noise stays away.
+    """
+    whole = spec[:1, :, : speech.shape[2]]
+    claimed = speech.sum(0, keepdims=True)
+    share = np.sqrt(np.minimum(1, (claimed**2).sum(-1, keepdims=True) / ((whole**2).sum(-1, keepdims=True) + 1e-12)))
+    y: F32 = speech + (whole - claimed) * share / len(speech)
+    return y
 
 
 def place(number: int, folder: Path | None = None) -> Place:

@@ -12,7 +12,7 @@ import numpy as np
 from voicewire.engines.config import TASKS
 from voicewire.engines.convert_engine import ConvertEngine
 from voicewire.engines.engine import PINNED, Engine, State, open_engine, weights_for
-from voicewire.engines.places import Place, places
+from voicewire.engines.places import Place, places, share_out
 from voicewire.engines.query import Query
 from voicewire.engines.stft import analyse, finish, hop_samples
 from voicewire.engines.voiceprint import Voiceprint, taken_by
@@ -240,6 +240,8 @@ class Stream:
         started = time.perf_counter()
         spec, self._tail = analyse(self._tail, frame)
         speech, self._state = self.engine.advance(np.ascontiguousarray(spec[:, :, :-1]), self._state)
+        if self._everybody:
+            speech = share_out(spec, speech)
         dry = np.full(self._slots, dry_share(self._strength_db, self.bypass, self.task, self._query_gain_db), np.float32)
         y, self._overlap = finish(self._overlap, spec, speech, dry)
         self.frames += 1
