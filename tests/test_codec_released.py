@@ -10,10 +10,15 @@ import soundfile as sf
 import torch
 
 from tools.codec_losses import CodecLoss
+from tools.evaluate_codec import with_pauses
+from tools.teach import speaks
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
+from voicewire.engines.codec_export import load_codec
+from voicewire.engines.codec_hold import Holder
 from voicewire.engines.engine import WEIGHTS
 from voicewire.rt.cli import main
-from voicewire.rt.codec import TokenEncoder, decode
+from voicewire.rt.codec import TokenEncoder, decode, encode, read_tokens
+from voicewire.rt.codec_command import THRESHOLD
 
 
 def likeness(y: np.ndarray, x: np.ndarray) -> float:
@@ -48,6 +53,30 @@ def test_every_stream_helps(clean: np.ndarray, engine_and_tokens: tuple[CodecEng
     without = tokens.copy()
     without[:, 0] = -1
     assert likeness(decode(without, 16000, len(clean), engine), clean) < alike[-1]
+
+
+def test_pauses_cost_little(clean: np.ndarray, engine_and_tokens: tuple[CodecEngine, np.ndarray]) -> None:
+    """At variable rate, with the thresholds that the command has."""
+    engine, x = engine_and_tokens[0], with_pauses(clean[:96000])
+    constant, variable = (b"".join(encode([x], 16000, engine, holder)) for holder in (None, Holder(THRESHOLD, 8)))
+    assert len(variable) < 0.8 * len(constant)
+    alike = []
+    for data in (constant, variable):
+        _, tokens, _, samples = read_tokens(data)
+        alike.append(likeness(decode(tokens, 16000, samples, engine), x))
+    assert alike[1] > alike[0] - 0.05
+
+
+def test_semantic_tokens_are_as_sure_in_noise(clean: np.ndarray, noisy: np.ndarray, engine_and_tokens: tuple[CodecEngine, np.ndarray]) -> None:
+    """What they tell of the teacher's features changes less with the noise than from one frame of speech to the next."""
+    engine, tokens = engine_and_tokens
+    encoder, codec = TokenEncoder(16000, engine), load_codec(CODEC_WEIGHTS)
+    other = np.concatenate([encoder.process(noisy)[0], encoder.flush()[0]])
+    with torch.no_grad():
+        a, b = (codec.taught(torch.from_numpy(t)[None])[0] for t in (tokens, other))
+    loud = torch.from_numpy(speaks(clean))[: len(a) - 2]
+    same, later = (torch.cosine_similarity(a[2:][: len(loud)], z[2:][: len(loud)], -1)[loud].mean().item() for z in (b, a.roll(-5, 0)))
+    assert same > 0.5 > 0.3 > later
 
 
 def test_codes_are_in_use(engine_and_tokens: tuple[CodecEngine, np.ndarray]) -> None:
