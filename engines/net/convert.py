@@ -28,7 +28,7 @@ from .scan import linear_scan
 TOLD_LEVEL = 0.0143  # every talker is heard, and speaks, at the level of speech at -20 dB; what comes out is brought to the input's level
 NEAR_BINS = 4  # around the most likely of the 96 pitches: what the pitch is the mean of
 RANGE_OCTAVES = 0.5  # of one talker, about the mean: what is an octave away is less likely
-RANGE_HOPS = 30.0  # of voice, until that mean is half believed
+RANGE_HOPS = 100.0  # of voice, until that mean is half believed
 START_HOPS = 3.0  # of voice that the mean begins with: at what is heard now
 FORGET = 0.999  # a hop: the mean is over some 10 s of voice
 TARGET = ("target.voice", "target.octave", "target.amount")  # of the state: what says whom to speak as
