@@ -55,7 +55,7 @@ class Range(Causal):
     def _next(self, x: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """x: [B, 97] of one hop → ([B, 2], sums)"""
         guess, voiced = x[:, :LAGS], x[:, LAGS:]
-        weight, total = sums.split(1, -1)
+        weight, total = sums[:, :1], sums[:, 1:]
         off = (self.octaves - total / weight.clamp_min(1e-6)) / RANGE_OCTAVES
         guess = guess - 0.5 * off.square() * weight / (weight + RANGE_HOPS)
         best = self.octaves[guess.argmax(-1)][:, None]
