@@ -125,7 +125,7 @@ class Stream:
         self._slots = len(self._everybody) or (1 if mode == "mix" else channels)
         self._lane, self._voice_strength = Lane(self._slots, rate), check_voice_strength(voice_strength)
         self.latency_samples, self.frame_samples = self._lane.latency_samples, self._lane.frame_samples
-        self._lock = threading.RLock()
+        self._lock, self._state = threading.RLock(), cast(State, {})
         self.reset()
 
     @property

@@ -21,7 +21,8 @@ def small() -> Converter:
     torch.manual_seed(0)
     converter = Converter(SMALL).eval()
     with torch.no_grad():
-        converter.speaker.turn[2].weight.normal_(std=0.3)  # type: ignore[operator]
+        converter.speaker.turn[2].weight.normal_(std=1.0)  # type: ignore[operator]
+        converter.speaker.tail.weight.mul_(4)
     return converter
 
 

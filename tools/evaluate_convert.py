@@ -1,6 +1,6 @@
 """How well one talker is turned into another: every bar of the task `convert` in one table.
 
-    python -m tools.evaluate_convert SPEECH [--pairs N] [--weights FOLDER] [--json OUT] [--sounds FOLDER]
+    python -m tools.evaluate_convert SPEECH [--pairs N] [--systems ROWS] [--weights FOLDER] [--json OUT] [--sounds FOLDER]
 
 SPEECH holds a manifest.csv with `path`, `speaker`, `sex`, `language`. Every talker with 8 s or more of English is a source; of every talker 8 s (or what there
 is) that are not converted are the reference. PAIRS of source and reference are drawn with a fixed seed (default: all ordered ones). Everything runs through
@@ -119,7 +119,7 @@ def judge(y: Sound, a: Talker, b: Talker, cpu: float, quick: bool) -> dict[str, 
 System = Callable[[Talker, Talker], Sound]
 
 
-def systems(weights: Path, quick: bool) -> dict[str, System]:
+def systems(weights: Path) -> dict[str, System]:
     engine = open_engine("onnx", weights)
 
     def convert(a: Talker, b: Talker) -> Sound:
@@ -130,7 +130,7 @@ def systems(weights: Path, quick: bool) -> dict[str, System]:
         assert a.voice.octave is not None and b.voice.octave is not None
         return shift(a.source, b.voice.octave - a.voice.octave)
 
-    return {"converted": convert} if quick else {"unprocessed": lambda a, b: a.source, "shifted": shifted, "converted": convert}
+    return {"unprocessed": lambda a, b: a.source, "shifted": shifted, "converted": convert}
 
 
 def table(result: dict[str, list[dict[str, Any]]]) -> str:
@@ -157,12 +157,13 @@ def main() -> int:
     p.add_argument("speech", type=Path)
     p.add_argument("--pairs", type=int, help="only so many, drawn with a fixed seed")
     p.add_argument("--weights", type=Path, default=weights_for("convert"))
-    p.add_argument("--quick", action="store_true", help="the converter alone, no DNSMOS")
+    p.add_argument("--quick", action="store_true", help="no DNSMOS")
+    p.add_argument("--systems", help="only these rows, comma-separated")
     p.add_argument("--json", type=Path, help="write every score here")
     p.add_argument("--sounds", type=Path, help="write what was converted into this folder")
     a = p.parse_args()
     try:
-        made = systems(a.weights, a.quick)
+        made = {name: run for name, run in systems(a.weights).items() if not a.systems or name in a.systems.split(",")}
         people = talkers(a.speech)
     except (ValueError, EngineError, OSError, ModuleNotFoundError) as e:
         print(f"evaluate_convert: {e}", file=sys.stderr)

@@ -34,7 +34,7 @@ def _candidates(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shift = 0.5 * (before - after) / bend
     lag = np.arange(low + 1, high) + shift
     height = np.minimum(mid - 0.25 * (before - after) * shift, 1)
-    strength = np.where(top, height + OCTAVE * np.log2(LOWEST_HZ * lag / RATE), -1)
+    strength = np.where(top, height - OCTAVE * np.log2(LOWEST_HZ * lag / RATE), -1)
     best = np.argpartition(-strength, CANDIDATES, axis=1)[:, :CANDIDATES]
     peak = np.abs(frames).max(1)
     quiet = VOICING + np.maximum(0, 2 - peak / max(float(np.abs(x).max()), 1e-9) * (1 + VOICING) / SILENCE)

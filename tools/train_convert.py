@@ -34,6 +34,7 @@ from .likeness import HOP, Likeness, at_one_level
 from .recipe import Data, Train, sections
 from .run import TimedRun, bf16, clip_and_step, command, rate
 from .train_codec import waveform
+from .words import Hearing, misheard
 
 Batch = tuple[np.ndarray, ...]
 
@@ -108,6 +109,7 @@ class Objective:
         self.t, self.device = t, device
         self.sound = CodecLoss(t.mel, t.perceptual, t.envelopes).to(device)
         self.likeness = Likeness(TASK_WEIGHTS).to(device)
+        self.words = Hearing().to(device) if t.words else None
         self.rng = np.random.default_rng(seed)
 
     def _octaves(self, model: Converter, ear: Tensor, voiced: Tensor, pitch: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,14 +155,19 @@ class Objective:
             again = judge._understood(judge.hear.heard(stft(made[b:], HOP)[:, :, :CORE_BINS])).content
         changed = ((again - said).square() * speaks).mean()
         made = at_one_level(made)
+        misheard_words = loss.new_zeros(())
+        if self.words is not None:
+            with bf16(self.device):
+                misheard_words = misheard(self.words, made[b:], at_one_level(target[:k])).mean()
         unlike_voice = (1 - cosine_similarity(self.likeness.voice(made), voices)).mean()
         like = self.likeness.judge(made[b:])  # (the longest part of a step: not for those who are given their own voice)
         unlike = (1 - cosine_similarity(like, likes[1:])).mean()
-        loss = loss + t.hearing * (hearing + voicing) + t.own * foreign + t.same * (same + changed) + t.voice * unlike_voice + t.likeness * unlike
+        loss = loss + t.hearing * (hearing + voicing) + t.own * foreign + t.same * (same + changed)
+        loss = loss + t.voice * unlike_voice + t.likeness * unlike + t.words * misheard_words
         nearer = cosine_similarity(like, likes[1:]) > cosine_similarity(like, likes[:k])
         parts |= {
             "hearing": hearing.item(), "voicing": voicing.item(), "own": foreign.item(), "same": same.item(), "changed": changed.item(),
-            "unlike_voice": unlike_voice.item(), "unlike_heard": unlike.item(), "nearer": float(nearer.float().mean()),
+            "misheard": misheard_words.item(), "unlike_voice": unlike_voice.item(), "unlike_heard": unlike.item(), "nearer": float(nearer.float().mean()),
         }  # fmt: skip
         return loss, parts
 

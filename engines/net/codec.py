@@ -127,7 +127,8 @@ class Analysis(Causal):
         acoustic, a = self.acoustic.step(shallow, within("acoustic", state))
         deep, s = self.semantic.step(common, within("semantic", state))
         new = {**scoped("level", level_state), "past": f[:, 0], **scoped("acoustic", a), **scoped("semantic", s)}
-        return Heard(acoustic, *self.gate(deep, shallow), pitch, salience, level), {k: new[k] for k in state}
+        fused, gate = self.gate(deep, shallow)
+        return Heard(acoustic, fused, gate, pitch, salience, level), {k: new[k] for k in state}
 
 
 class Encoder(Analysis):

@@ -28,8 +28,9 @@ from .scan import linear_scan
 TOLD_LEVEL = 0.0143  # every talker is heard, and speaks, at the level of speech at -20 dB; what comes out is brought to the input's level
 NEAR_BINS = 4  # around the most likely of the 96 pitches: what the pitch is the mean of
 RANGE_OCTAVES = 0.5  # of one talker, about the mean: what is an octave away is less likely
-RANGE_HOPS = 30.0  # of voice, until that mean is half believed
-START_HOPS = 3.0  # of voice that the mean begins with: at what is heard now
+RANGE_HOPS = 100.0  # of voice, until that mean is half believed
+START_HOPS = 5.0  # of voice that the mean begins with: at what is heard now
+FAR_OCTAVES, FAR_WEIGHT, SETTLED_HOPS = 0.25, 0.1, 20.0  # what is so far from the mean counts less in it, once so much voice was heard
 FORGET = 0.999  # a hop: the mean is over some 10 s of voice
 TARGET = ("target.voice", "target.octave", "target.amount")  # of the state: what says whom to speak as
 
@@ -54,13 +55,14 @@ class Range(Causal):
     def _next(self, x: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """x: [B, 97] of one hop → ([B, 2], sums)"""
         guess, voiced = x[:, :LAGS], x[:, LAGS:]
-        weight, total = sums.split(1, -1)
+        weight, total = sums[:, :1], sums[:, 1:]
         off = (self.octaves - total / weight.clamp_min(1e-6)) / RANGE_OCTAVES
         guess = guess - 0.5 * off.square() * weight / (weight + RANGE_HOPS)
         best = self.octaves[guess.argmax(-1)][:, None]
         near = guess.softmax(-1) * ((self.octaves - best).abs() < (NEAR_BINS + 0.5) * (self.octaves[1] - self.octaves[0]))
         pitch = (near * self.octaves).sum(-1, keepdim=True) / near.sum(-1, keepdim=True)
-        sure = voiced.square()
+        far = ((pitch - total / weight.clamp_min(1e-6)).abs() > FAR_OCTAVES) & (weight > SETTLED_HOPS)
+        sure = voiced.square() * torch.where(far, FAR_WEIGHT, 1.0)
         sums = FORGET * sums + torch.cat([sure, sure * pitch], -1)
         mean = (sums[:, 1:] + START_HOPS * pitch) / (sums[:, :1] + START_HOPS)
         return torch.cat([pitch, mean], -1), sums
