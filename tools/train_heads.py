@@ -23,11 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from voicewire.engines.codec_engine import CODEC_WEIGHTS
 from voicewire.engines.codec_export import load_codec
-from voicewire.engines.export import fingerprint
 from voicewire.engines.heads_config import HeadsConfig
 from voicewire.engines.net.heads import TokenHeads
 
-from .hear import Heard
+from .hear import Heard, named
 from .recipe import Data, Train, sections
 from .run import TimedRun, bf16, clip_and_step, command, rate
 
@@ -135,7 +134,7 @@ class Run(TimedRun):
         t = recipe.train
         self.heard = Heard(Path(recipe.data.heard))
         codec = load_codec(Path(recipe.data.codec))
-        if (made_by := self.heard.doc["codec_weights"]) != fingerprint(codec):
+        if (made_by := self.heard.doc["codec_weights"]) != named(Path(recipe.data.codec) / "codec.json"):
             raise ValueError(f"{recipe.data.heard} was heard with codec weights {made_by}, {recipe.data.codec} holds others; run tools.hear again")
         c, width = codec.cfg, self.heard.parts["heard"].shape[1]
         if recipe.model.heard_dim not in (0, width):
