@@ -27,7 +27,8 @@ from voicewire.engines.codec_engine import CODEC_WEIGHTS
 from voicewire.engines.codec_export import load_codec
 from voicewire.engines.config import CORE_BINS
 from voicewire.engines.engine import WEIGHTS
-from voicewire.engines.export import fingerprint, load_weights
+from voicewire.engines.export import load_weights
+from voicewire.engines.net.codec_quantise import BEAM, LEARNING_BEAM
 from voicewire.engines.net.spectrum import stft
 
 from .mixer import Mixer
@@ -52,13 +53,18 @@ class Impression:
         return torch.cat([self.h, self.heard], -1)
 
 
+def named(description: Path) -> str:
+    """The fingerprint of released weights from the file that describes them."""
+    weights: str = json.loads(description.read_text())["weights"]
+    return weights
+
+
 class Ears:
     """Restoration model and codec as released, frozen."""
 
     def __init__(self, core: Path = WEIGHTS, codec: Path = CODEC_WEIGHTS) -> None:
-        model = load_weights(core)
-        self.core, self.codec = model.core.eval(), load_codec(codec)
-        self.doc = {"core_weights": fingerprint(model), "codec_weights": fingerprint(self.codec)}
+        self.core, self.codec = load_weights(core).core.eval(), load_codec(codec)
+        self.doc = {"core_weights": named(core / "model.json"), "codec_weights": named(codec / "codec.json")}
 
     @torch.no_grad()
     def latent(self, spec: Tensor) -> Tensor:
@@ -68,10 +74,12 @@ class Ears:
         return torch.cat([e.acoustic_vq.project(acoustic.float()), e.semantic_vq.project(semantic.float())], -1)
 
     @torch.no_grad()
-    def tokens(self, spec: Tensor) -> Tensor:
-        """[B, hops, 160, 2] → [B, frames, streams]"""
-        tokens: Tensor = self.codec.encoder(spec)
-        return tokens
+    def tokens(self, spec: Tensor, beam: int = BEAM) -> Tensor:
+        """[B, hops, 160, 2] → [B, frames, streams]. beam: ways of the search, a smaller one for training, where the search would cost more than all the rest"""
+        e = self.codec.encoder
+        acoustic, semantic, _, _ = e.features(spec)
+        s = e.semantic_vq.encode(e.semantic_vq.project(semantic))
+        return torch.cat([s, e.acoustic_vq.encode(e.acoustic_vq.project(acoustic) - e.guessed(s), beam)], -1)
 
     @torch.no_grad()
     def hear(self, x: Tensor, fast: bool = False) -> Impression:
@@ -121,7 +129,7 @@ def hear(cache: Path, out: Path, minutes: float, hours: float, seconds: float, b
     with tqdm(total=most - doc["clips"], unit="clip", mininterval=5, disable=None) as bar:
         while doc["clips"] < most and time.monotonic() - begin < 60 * minutes:
             mix, target = (torch.from_numpy(z) for z in mixer.batch(doc["clips"] // batch))
-            said, got = ears.tokens(stft(target, HOP)[:, :, :CORE_BINS]), ears.hear(mix, fast=True)
+            said, got = ears.tokens(stft(target, HOP)[:, :, :CORE_BINS], LEARNING_BEAM), ears.hear(mix, fast=True)
             at = doc["clips"] * frames
             for name, value in (("h", got.h), ("heard", got.heard), ("tokens", said)):
                 parts[name][at : at + batch * frames] = value[:, :frames].flatten(0, 1).numpy()

@@ -23,11 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from voicewire.engines.codec_engine import CODEC_WEIGHTS
 from voicewire.engines.codec_export import load_codec
-from voicewire.engines.export import fingerprint
 from voicewire.engines.heads_config import HeadsConfig
 from voicewire.engines.net.heads import TokenHeads
 
-from .hear import Heard
+from .hear import Heard, named
 from .recipe import Data, Train, sections
 from .run import TimedRun, bf16, clip_and_step, command, rate
 
@@ -46,7 +45,7 @@ class HeadsData(Data):
 
 @dataclass(frozen=True)
 class HeadsTrain(Train):
-    smoothing: float = 0.0  # label smoothing
+    nearness: float = 0.0  # weight of the distance from the mean of what is predicted to the right code: what `central` decides by
     feedback_dropout: float = 0.5  # share of the frames whose tokens feedback does not get to read
     foresight: float = 0.3  # weight of the tokens ahead
 
@@ -106,11 +105,17 @@ def losses(heads: TokenHeads, given: Tensor, tokens: Tensor, t: HeadsTrain, rng:
         told = heads.foresee(u).float() if heads.cfg.foresight_frames else None
     logits, wanted = logits.float(), tokens[:, : logits.shape[1]]
     n, parts = heads.cfg.streams, {}
-    each = cross_entropy(logits.flatten(0, 2), wanted.flatten(), label_smoothing=t.smoothing, reduction="none").view(-1, n).mean(0)
+    each = cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view(-1, n).mean(0)
     hit = (logits.argmax(-1) == wanted).float().flatten(0, 1).mean(0)
     names = ["s", *(f"a{k}" for k in range(1, n))]
     parts |= {f"ce_{name}": v for name, v in zip(names, each.tolist(), strict=True)} | {f"hit_{name}": v for name, v in zip(names, hit.tolist(), strict=True)}
-    loss = each.sum()
+    # squared distance of the mean of the predicted codes to the right one, as a share of the codes' variance
+    vectors = heads.depth.codes.vectors
+    middle = torch.einsum("btsc,scd->btsd", logits.softmax(-1), vectors)
+    right = torch.stack([v[k] for v, k in zip(vectors, wanted.unbind(-1), strict=True)], -2)
+    off = (middle - right).square().sum(-1).mean((0, 1)) / vectors.var(1).sum(-1)
+    parts |= {f"off_{name}": v for name, v in zip(names, off.tolist(), strict=True)}
+    loss = each.sum() + t.nearness * off.sum()
     if told is not None:
         ahead = heads.cfg.foresight_frames
         told = told[:, :-ahead]
@@ -129,7 +134,7 @@ class Run(TimedRun):
         t = recipe.train
         self.heard = Heard(Path(recipe.data.heard))
         codec = load_codec(Path(recipe.data.codec))
-        if (made_by := self.heard.doc["codec_weights"]) != fingerprint(codec):
+        if (made_by := self.heard.doc["codec_weights"]) != named(Path(recipe.data.codec) / "codec.json"):
             raise ValueError(f"{recipe.data.heard} was heard with codec weights {made_by}, {recipe.data.codec} holds others; run tools.hear again")
         c, width = codec.cfg, self.heard.parts["heard"].shape[1]
         if recipe.model.heard_dim not in (0, width):
@@ -149,9 +154,10 @@ class Run(TimedRun):
         super().__init__(folder, device, doc, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         if init and not self.resumed:
             weights = torch.load(init, map_location=device, weights_only=True)["ema"]
-            new = {k: v for k, v in self.model.state_dict().items() if k.startswith(("back", "ahead."))}  # what only a switch brings starts new
+            own = ("back", "ahead.", "depth.codes.", "mean", "spread")  # what only a switch brings starts new; codes and statistics are those of here
+            new = {k: v for k, v in self.model.state_dict().items() if k.startswith(own)}
             try:
-                self.model.load_state_dict(new | {k: v for k, v in weights.items() if not k.startswith(("back", "ahead."))})
+                self.model.load_state_dict(new | {k: v for k, v in weights.items() if not k.startswith(own)})
             except RuntimeError:
                 raise ValueError(f"{init} holds heads of other sizes; train these from the start, without --init") from None
             self.ema.load_state_dict(self.model.state_dict())
@@ -168,7 +174,7 @@ class Run(TimedRun):
 
         @torch.no_grad()
         def validate() -> dict[str, float]:
-            return {f"valid_{k}": v for k, v in losses(self.ema, kept[0], kept[1], replace(t, smoothing=0.0), None)[1].items()}
+            return {f"valid_{k}": v for k, v in losses(self.ema, kept[0], kept[1], t, None)[1].items()}
 
         for progress, (given, tokens) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
