@@ -55,6 +55,8 @@ class Voices:
     def asked(self, task: str, voice: bytes | None, query: Query | None, talker: int | None = None) -> State:
         """What a stream is asked for, as its slot is told (`PcmSlots.pin`). voice: a voiceprint file. ProtocolError `no_voices`, `bad_voice`, `no_queries`,
         `bad_query`, and `bad_field` for a talker that is not there."""
+        if task == "convert":
+            raise ProtocolError("bad_field", "the task 'convert' is for files and live audio; relays do not offer it yet")
         if task == "extract":
             self.check()
         if task == "query":
