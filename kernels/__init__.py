@@ -5,7 +5,8 @@ Order of one step, which is one CUDA graph (`engines.gpu.ends`):
 
     s16_to_slots → stft_analyse → the engine → kv_ring_write → stft_synthesise → slots_to_s16
 
-Not launched by anything yet: `rvq_nearest` and `depth_sample`, for the token heads (`engines.heads_engine`) are in no step that is used; `mulaw_to_slots` and `slots_to_mulaw`, for the
+Not launched by anything yet: `rvq_nearest` and `depth_sample`, for the token heads (`engines.heads_engine`) are in no step that is used; `mulaw_to_slots` and
+`slots_to_mulaw`, for the
 relay's adapters decode µ-law before they know a slot.
 """
 
