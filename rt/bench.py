@@ -18,7 +18,7 @@ from rich.table import Table
 
 from voicewire.engines.convert_engine import GRAPH
 from voicewire.engines.engine import F32, Engine, open_engine, weights_for
-from voicewire.engines.places import separates
+from voicewire.engines.places import Place, places, separates
 from voicewire.engines.query import Query, takes_queries
 from voicewire.engines.voiceprint import Voiceprint, known, taken_by, voice_rows
 
@@ -46,18 +46,20 @@ def _rss_mb() -> float:
 def tasks() -> tuple[str, ...]:
     """What the weights that are installed know, each its own (`weights_for`)."""
     found = {
-        "convert": (weights_for("convert") / GRAPH).exists(),
         "extract": known(weights_for("extract")),
         "separate": separates(weights_for("separate")),
         "query": takes_queries(weights_for("query")),
+        "convert": (weights_for("convert") / GRAPH).exists(),
     }
     return ("restore", *(task for task, there in found.items() if there))
 
 
-def _somebody(engine: Engine, task: str) -> Voiceprint | None:
+def _somebody(engine: Engine, task: str) -> Voiceprint | tuple[Place, ...] | None:
     """A talker or a sound that means nothing: which it is makes no step cheaper."""
-    if task in ("restore", "separate"):  # (which gives all its talkers a channel)
+    if task == "restore":
         return None
+    if task == "separate":
+        return places(weights_for(task))
     if task == "convert":
         return Voiceprint(taken_by(engine), {}, np.ones(engine.init_state(1)["target.voice"].shape[1], np.float32), octave=7.5)
     parts = {name: np.array(rows, np.float32) for name, rows in voice_rows(engine.init_state(1, task)).items()}

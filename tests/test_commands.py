@@ -62,9 +62,9 @@ def test_bench_has_a_row_for_every_task_of_the_weights(voice_weights: Path, monk
     monkeypatch.setattr(bench.Stream, "time_steps", lambda stream: asked.append(float(stream._state["trunk.prefix_on"][0, 1])) or [0.001])
     assert main(["bench", "--seconds", "0.1", "--streams", "1", "--json"]) == 0
     assert [(r["kind"], r["task"]) for r in json.loads(capsys.readouterr().out)["rows"]] == [
-        ("paced", "restore"), ("hot", "restore"), ("hot", "extract"), ("hot", "query"),
+        ("paced", "restore"), ("hot", "restore"), ("hot", "extract"), ("hot", "separate"), ("hot", "query"),
     ]  # fmt: skip
-    assert asked == [0, 0, 1, 1]
+    assert asked == [0, 0, 1, 1, 1]
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
