@@ -149,7 +149,7 @@ def test_train_stop_resume(talkers_cache: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_recipes_are_checked(tmp_path: Path) -> None:
-    assert load(Path("tools/recipes/convert-cpu.toml")).train.converted == 2
+    assert load(Path("tools/recipes/convert/cpu.toml")).train.converted == 2
     (tmp_path / "r.toml").write_text("[train]\ncolour = 1\n")
     with pytest.raises(ValueError, match="no setting 'colour'"):
         load(tmp_path / "r.toml")

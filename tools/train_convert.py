@@ -1,6 +1,6 @@
 """Train the voice converter, in time boxes that can be stopped and resumed.
 
-    python -m tools.train_convert runs/convert --recipe tools/recipes/convert-cpu.toml --codec engines/weights/codec --minutes 60
+    python -m tools.train_convert runs/convert --recipe tools/recipes/convert/cpu.toml --codec engines/weights/codec --minutes 60
     python -m voicewire.engines.convert_export runs/convert/last.pt --out engines/weights/convert
 
 Begins with the codec's layers and what its quantisers were given. Every example is a talker in disguise (pitch, formants, microphone, room, noise), who has
