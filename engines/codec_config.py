@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Self
+
+from .sizes import Sizes
 
 FRAMES_PER_SECOND = 50
 
 
 @dataclass(frozen=True)
-class CodecConfig:
+class CodecConfig(Sizes):
     """Sizes of the causal two-stream codec. See DESIGN §3.
 
     channels: convolutions over frequency (160 bins → 40 → 20 bands). dim, kernel: the layers over time at 50 Hz.
@@ -17,6 +19,8 @@ class CodecConfig:
     codes: entries of every codebook, a power of two. layers: residual acoustic codebooks. code_dim: width of their entries (one more for the pitch).
     teacher_dim: features of the semantic teacher that the semantic token has to tell.
     """
+
+    WHOSE: ClassVar[str] = "codec"
 
     channels: int = 32
     dim: int = 192
@@ -39,7 +43,7 @@ class CodecConfig:
         """Bits a token."""
         return (self.codes - 1).bit_length()
 
-    def validate(self) -> CodecConfig:
+    def validate(self) -> Self:
         """Return self, or raise ValueError with a line that says which size does not fit."""
         for name, value in asdict(self).items():
             if value < 1:
@@ -47,14 +51,3 @@ class CodecConfig:
         if self.codes < 2 or self.codes & (self.codes - 1) or self.bits > 16:
             raise ValueError(f"codes must be a power of two from 2 to 65536, not {self.codes}")
         return self
-
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> CodecConfig:
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown codec setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        return cls(**{k: int(v) for k, v in values.items()}).validate()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from .sizes import Sizes
 
 BIN_HZ = 50  # spacing of the STFT's bins at every sample rate (20 ms window)
 HOPS_PER_SECOND = 100  # 10 ms hop
@@ -15,7 +17,7 @@ TASKS = ("restore", "extract", "separate", "convert", "query", "code")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Sizes):
     """Sizes of the causal enhancer. See DESIGN §3.
 
     channels, stride: analysis/synthesis convolutions over frequency (160 bins → 160/stride bands).
@@ -27,6 +29,8 @@ class ModelConfig:
     query_dim: the vector of a sentence that asks for a sound (0: the model takes no queries); it is turned into one like a talker's.
     separate: how many unknown talkers the task `separate` tells apart (0: it is not known), each by a learned vector like a talker's.
     """
+
+    WHOSE: ClassVar[str] = "model"
 
     channels: int = 48
     stride: int = 4
@@ -46,7 +50,7 @@ class ModelConfig:
     query_dim: int = 0
     separate: int = 0
 
-    def validate(self) -> ModelConfig:
+    def validate(self) -> Self:
         """Return self, or raise ValueError with a line that says which size does not fit."""
         if CORE_BINS % self.stride:
             raise ValueError(f"stride {self.stride} does not divide {CORE_BINS} bins")
@@ -61,14 +65,3 @@ class ModelConfig:
         if self.separate and not self.voice_dim:
             raise ValueError("separate needs voice_dim: a place among the talkers turns the model as a voice does")
         return self
-
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown model setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        return cls(**{k: int(v) for k, v in values.items()}).validate()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import ClassVar, Self
 
 from .codec_config import CodecConfig
+from .sizes import Sizes
 
 
 @dataclass(frozen=True)
-class ConvertConfig:
+class ConvertConfig(Sizes):
     """Sizes of the converter. What hears and what speaks are the codec's layers (`CodecConfig`); see there for the first six.
 
     content_dim: numbers a frame, from each of the two streams, that tell what is said. voice_dim: of the voiceprint's vector. turn_dim: between it and
     the decoder's gains and offsets.
     """
+
+    WHOSE: ClassVar[str] = "converter"
 
     channels: int = 32
     dim: int = 192
@@ -26,7 +29,7 @@ class ConvertConfig:
     voice_dim: int = 128
     turn_dim: int = 96
 
-    def validate(self) -> ConvertConfig:
+    def validate(self) -> Self:
         """Return self, or raise ValueError with a line that says which size does not fit."""
         for name, value in asdict(self).items():
             if value < 1:
@@ -38,14 +41,3 @@ class ConvertConfig:
         """The sizes that the codec's layers go by."""
         shared = {f.name for f in fields(CodecConfig)} & {f.name for f in fields(ConvertConfig)}
         return CodecConfig(**{name: getattr(self, name) for name in shared})
-
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ConvertConfig:
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown converter setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        return cls(**{k: int(v) for k, v in values.items()}).validate()

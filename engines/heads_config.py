@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from .sizes import Sizes
 
 
 @dataclass(frozen=True)
-class HeadsConfig:
+class HeadsConfig(Sizes):
     """Heads that speak the codec's tokens from the trunk's output. See DESIGN §3.
 
     trunk_dim: the trunk's output a frame. heard_dim: numbers a frame that the codec's encoder makes of the restored sound (0: heads read the trunk alone).
@@ -18,6 +20,8 @@ class HeadsConfig:
     foresight_frames: semantic tokens of so many frames ahead are told, too, for training alone.
     central: takes the code nearest to the mean of what is predicted, not the likeliest; a switch of use, trained weights serve both. Not for drawing.
     """
+
+    WHOSE: ClassVar[str] = "token head"
 
     trunk_dim: int = 192
     heard_dim: int = 0
@@ -40,7 +44,7 @@ class HeadsConfig:
         """How much later than its frame a whole set of tokens is there."""
         return self.streams - 1 if self.delay_pattern else 0
 
-    def validate(self) -> HeadsConfig:
+    def validate(self) -> Self:
         """Return self, or raise ValueError with a line that says which size does not fit."""
         for name in ("trunk_dim", "streams", "codes", "code_dim", "dim", "kernel", "depth_dim", "depth_layers", "depth_heads"):
             if getattr(self, name) < 1:
@@ -51,14 +55,3 @@ class HeadsConfig:
         if self.depth_dim % self.depth_heads:
             raise ValueError(f"depth_heads {self.depth_heads} does not divide depth_dim {self.depth_dim}")
         return self
-
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> HeadsConfig:
-        known: dict[str, Any] = {f.name: bool if f.type == "bool" else int for f in fields(cls)}
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(f"unknown setting of the heads {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        return cls(**{k: known[k](v) for k, v in values.items()}).validate()
