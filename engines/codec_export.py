@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .codec_config import CodecConfig
 from .codec_engine import CODEC_WEIGHTS
 from .config import CORE_BINS, HOPS_PER_FRAME
-from .export import fingerprint, halved, write_step
+from .export import fingerprint, halved, reported, write_step
 from .net.causal import State
 from .net.codec import Codec
 
@@ -85,10 +85,7 @@ def main() -> int:
     p.add_argument("checkpoint", type=Path, help="last.pt or step-N.pt of tools.train_codec")
     p.add_argument("--out", type=Path, default=CODEC_WEIGHTS)
     a = p.parse_args()
-    export_codec(torch.load(a.checkpoint, map_location="cpu", weights_only=True), a.out)
-    for f in sorted(a.out.iterdir()):
-        print(f"{f}  {f.stat().st_size / 1e6:.2f} MB")
-    return 0
+    return reported("codec_export", a.out, lambda: export_codec(torch.load(a.checkpoint, map_location="cpu", weights_only=True), a.out))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from .config import CORE_BINS, HOPS_PER_FRAME
 from .convert_config import ConvertConfig
 from .convert_engine import DESCRIPTION, GRAPH
 from .engine import CONVERT_WEIGHTS, TASK_WEIGHTS
-from .export import fingerprint, load_weights, write_step
+from .export import fingerprint, load_weights, reported, write_step
 from .net.causal import State
 from .net.convert import TARGET, Converter
 
@@ -131,14 +130,9 @@ def main() -> int:
     p.add_argument("--out", type=Path, default=CONVERT_WEIGHTS)
     p.add_argument("--voices", type=Path, default=TASK_WEIGHTS, help="weights whose voiceprints it was trained with")
     a = p.parse_args()
-    try:
-        export_convert(torch.load(a.checkpoint, map_location="cpu", weights_only=True), a.out, voice_encoder(a.voices))
-    except ValueError as e:
-        print(f"convert_export: {e}", file=sys.stderr)
-        return 2
-    for f in sorted(a.out.iterdir()):
-        print(f"{f}  {f.stat().st_size / 1e6:.2f} MB")
-    return 0
+    return reported(
+        "convert_export", a.out, lambda: export_convert(torch.load(a.checkpoint, map_location="cpu", weights_only=True), a.out, voice_encoder(a.voices))
+    )
 
 
 if __name__ == "__main__":

@@ -187,21 +187,30 @@ def export(core: dict[str, Any], high: dict[str, Tensor] | None, out: Path) -> F
     return model
 
 
+def reported(name: str, out: Path, write: Callable[[], object]) -> int:
+    """What every exporter's command ends with: write, and list what is in `out` then. → exit code; 2, with one line, for what cannot be written."""
+    try:
+        write()
+    except (ValueError, OSError) as e:
+        print(f"{name}: {e}", file=sys.stderr)
+        return 2
+    for f in sorted(out.iterdir()):
+        print(f"{f}  {f.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("core", type=Path, help="checkpoint of tools.train")
     p.add_argument("--high", type=Path, help="checkpoint of tools.train_high")
     p.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
     a = p.parse_args()
-    high = torch.load(a.high, map_location="cpu", weights_only=True)["high"] if a.high else None
-    try:
+
+    def write() -> None:
+        high = torch.load(a.high, map_location="cpu", weights_only=True)["high"] if a.high else None
         export(torch.load(a.core, map_location="cpu", weights_only=True), high, a.out)
-    except ValueError as e:
-        print(f"export: {e}", file=sys.stderr)
-        return 2
-    for f in sorted(a.out.iterdir()):
-        print(f"{f}  {f.stat().st_size / 1e6:.2f} MB")
-    return 0
+
+    return reported("export", a.out, write)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .export import fingerprint, halved, write_step
+from .export import fingerprint, halved, reported, write_step
 from .heads_config import HeadsConfig
 from .net.heads import TokenHeads
 
@@ -64,10 +64,7 @@ def main() -> int:
     p.add_argument("checkpoint", type=Path, help="last.pt or step-N.pt of tools.train_heads")
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
-    export_heads(torch.load(a.checkpoint, map_location="cpu", weights_only=True), a.out)
-    for f in sorted(a.out.iterdir()):
-        print(f"{f}  {f.stat().st_size / 1e6:.2f} MB")
-    return 0
+    return reported("heads_export", a.out, lambda: export_heads(torch.load(a.checkpoint, map_location="cpu", weights_only=True), a.out))
 
 
 if __name__ == "__main__":
