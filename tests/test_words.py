@@ -12,7 +12,7 @@ from torch import nn
 
 from tools.losses import EnhanceLoss
 from tools.recipe import load
-from tools.words import FFT, HEADS, MELS, RATE, Hearing, mel_bank, misheard, read_encoder
+from tools.words import FFT, HEADS, MELS, RATE, Hearing, mel_bank, misheard, read_part
 
 DIM, LAYERS = 16, 2
 
@@ -80,7 +80,7 @@ def test_the_encoder_is_read_and_hears_as_pytorchs_parts_do(peer: tuple[Peer, Pa
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(struct.pack("<IH", 5, 4) + b"Abc\0")
     with pytest.raises(ValueError, match="no Whisper model"):
-        read_encoder(tmp_path / "model.bin")
+        read_part(tmp_path / "model.bin", "encoder")
 
 
 def test_the_mel_scale_is_slaneys() -> None:
@@ -94,7 +94,7 @@ def test_the_mel_scale_is_slaneys() -> None:
 def test_noise_is_misheard_and_the_gradient_says_so(peer: tuple[Peer, Path], noisy: np.ndarray, clean: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     hearing = Hearing(peer[1])
     n, c = (torch.from_numpy(z[16000:48000])[None] for z in (noisy, clean))
-    values = [misheard(hearing, y, c).item() for y in (c, c + 0.1 * (n - c), n)]
+    values = [misheard(hearing(y), hearing(c)).item() for y in (c, c + 0.1 * (n - c), n)]
     assert values[0] == 0 and values == sorted(values) and values[1] < values[2]
     monkeypatch.setattr("tools.losses.Hearing", lambda: hearing)
     y = n.clone().requires_grad_()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .run import bf16
+from .run import bf16, has_bf16
+from .said import Saying, missaid
 from .words import Hearing, misheard
 
 LOUD = 0.05  # RMS that targets are brought to
@@ -100,17 +101,19 @@ def _compressed(x: Tensor, n_fft: int, hop: int) -> tuple[Tensor, Tensor]:
 class EnhanceLoss(nn.Module):
     """Compressed complex + magnitude error at three resolutions, logarithmic error ratio, loudness disturbance, what a recogniser hears otherwise.
 
-    left: weight of what is left, in log10 of its share of the mixture, where the target is silent. words: weight of `misheard` (a recogniser is
-    loaded for it). `parts` of the result are detached, for the log.
+    left: weight of what is left, in log10 of its share of the mixture, where the target is silent. words: weight of `misheard`, said: of `missaid`
+    (a recogniser is loaded for them). `parts` of the result are detached, for the log.
     """
 
-    def __init__(self, snr: float, perceptual: float, missing: float = MISSING, left: float = 0.0, words: float = 0.0) -> None:
+    def __init__(self, snr: float, perceptual: float, missing: float = MISSING, left: float = 0.0, words: float = 0.0, said: float = 0.0) -> None:
         super().__init__()
-        self.snr, self.perceptual, self.missing, self.left, self.words = snr, perceptual, missing, left, words
+        self.snr, self.perceptual, self.missing, self.left, self.words, self.said = snr, perceptual, missing, left, words, said
         self.loudness = Loudness()
-        self.hearing = Hearing() if words else None
+        self.hearing = Hearing() if words or said else None
+        self.saying = Saying(dtype=torch.bfloat16 if has_bf16("cuda" if torch.cuda.is_available() else "cpu") else torch.float32) if said else None
 
-    def forward(self, y: Tensor, target: Tensor, mix: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, y: Tensor, target: Tensor, mix: Tensor, pieces: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+        """pieces: [B, t] of `said.Transcripts`, what the target says; needed where `said` counts."""
         power = target.square().mean(1)
         speaks = power > 1e-8
         ref = torch.where(speaks, power, mix.square().mean(1) + 1e-9)
@@ -135,8 +138,12 @@ class EnhanceLoss(nn.Module):
             parts["loudness"] = loud.item()
         if self.hearing is not None:
             with bf16(y.device.type):
-                heard = misheard(self.hearing, y, target)
-            heard = (heard * speaks).sum() / speaks.sum().clamp_min(1)
-            total = total + self.words * heard
-            parts["misheard"] = heard.item()
+                with torch.no_grad():
+                    clean = self.hearing(target)
+                heard = self.hearing(y)
+                lost = (misheard(heard, clean) * speaks).sum() / speaks.sum().clamp_min(1)
+                total, parts["misheard"] = total + self.words * lost, lost.item()
+                if self.saying is not None and pieces is not None:
+                    lost = (missaid(self.saying, heard, clean, pieces) * speaks).sum() / speaks.sum().clamp_min(1)
+                    total, parts["missaid"] = total + self.said * lost, lost.item()
         return total, parts

@@ -32,6 +32,7 @@ from .mixer import Mixer
 from .queries import Queries
 from .recipe import Data, Recipe, load
 from .run import TimedRun, bf16, clip_and_step, command, rate
+from .said import Transcripts
 from .talkers import Talkers
 
 Batch = tuple[np.ndarray, ...]  # mixtures, targets and what the task has to know: enrolments, sentences
@@ -40,8 +41,10 @@ Batch = tuple[np.ndarray, ...]  # mixtures, targets and what the task has to kno
 class Batches(Dataset[tuple[str, Batch]]):
     """Index i → task and arrays of batch `first + i`. Batches are made in worker processes."""
 
-    def __init__(self, data: Data, first: int) -> None:
+    def __init__(self, data: Data, first: int, said: bool = False) -> None:
+        """said: batches of `restore` come with what the targets say."""
         self.seed, self.first = data.seed, first
+        self.transcripts = Transcripts() if said else None
         given = (Path(data.cache), data.seed, data.batch, data.seconds)
         self.draws: dict[str, tuple[float, Callable[[int], Batch]]] = {}  # task: its share, its batch i
         self.mixer = Talkers(*given) if data.extract or data.separate else Mixer(*given)
@@ -64,7 +67,8 @@ class Batches(Dataset[tuple[str, Batch]]):
             if at < share:
                 return task, draw(i)
             at -= share
-        return "restore", self.mixer.batch(i)
+        mix, target = self.mixer.batch(i)
+        return "restore", (mix, target) if self.transcripts is None else (mix, target, self.transcripts(target))
 
 
 def enhance(model: Model, x: Tensor, task: str = "restore", known: Tensor | None = None) -> Tensor:
@@ -163,13 +167,13 @@ class Run(TimedRun):
     def train(self, minutes: float, steps: int | None) -> None:
         t, data = self.recipe.train, self.recipe.data
         loss_of = {
-            "restore": EnhanceLoss(t.snr, t.perceptual, words=t.words).to(self.device),
+            "restore": EnhanceLoss(t.snr, t.perceptual, words=t.words, said=t.said).to(self.device),
             # who is not sure whom to keep must not keep both, and nobody where the talker is not there
             "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=t.snr).to(self.device),
             "query": EnhanceLoss(2 * t.snr, 0.0, missing=1.0, left=t.snr).to(self.device),  # (loudness as PESQ has it is about speech)
             "separate": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=t.snr).to(self.device),
         }
-        batches = Batches(data, self.step)
+        batches = Batches(data, self.step, said=t.said > 0)
         if self.placeless and isinstance(batches.mixer, Talkers):
             part_places(self.model, batches.mixer)
             self.ema.load_state_dict(self.model.state_dict())
@@ -184,11 +188,11 @@ class Run(TimedRun):
                 for norm in self.norms:
                     norm.eval()
             with bf16(self.device):
-                y = enhance(self.model, mix, task, *more)
+                y = enhance(self.model, mix, task, *([] if task == "restore" else more))
             y = y.float()
             if task == "separate":
                 target, mix = in_order(y, target), mix.repeat(2, 1)
-            loss, parts = loss_of[task](y, target, mix)
+            loss, parts = loss_of[task](y, target, mix, *(more if task == "restore" else []))
             if task == "separate":
                 lost = unclaimed(y, target)
                 loss, parts = loss + 0.4 * t.snr * lost, parts | {"sum_error_db": 10 * lost.item()}

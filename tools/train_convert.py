@@ -158,7 +158,9 @@ class Objective:
         misheard_words = loss.new_zeros(())
         if self.words is not None:
             with bf16(self.device):
-                misheard_words = misheard(self.words, made[b:], at_one_level(target[:k])).mean()
+                with torch.no_grad():
+                    clean = self.words(at_one_level(target[:k]))
+                misheard_words = misheard(self.words(made[b:]), clean).mean()
         unlike_voice = (1 - cosine_similarity(self.likeness.voice(made), voices)).mean()
         like = self.likeness.judge(made[b:])  # (the longest part of a step: not for those who are given their own voice)
         unlike = (1 - cosine_similarity(like, likes[1:])).mean()

@@ -24,8 +24,8 @@ HEADS = 8
 _FLOAT16 = 4  # CTranslate2's number for the type
 
 
-def read_encoder(path: Path) -> dict[str, np.ndarray]:
-    """Variables `encoder/…` of a CTranslate2 model (binary version 6, half precision), as float32. ValueError for other files."""
+def read_part(path: Path, part: str) -> dict[str, np.ndarray]:
+    """Variables `PART/…` of a CTranslate2 model (binary version 6, half precision), as float32. ValueError for other files."""
 
     with path.open("rb") as f:
         version, name = _unpack(f, "I")[0], _name(f)
@@ -37,8 +37,8 @@ def read_encoder(path: Path) -> dict[str, np.ndarray]:
             shape = _unpack(f, "I" * _unpack(f, "B")[0])
             kind, size = _unpack(f, "BI")
             data = f.read(size)
-            if key.startswith("encoder/") and kind == _FLOAT16:
-                found[key.removeprefix("encoder/")] = np.frombuffer(data, np.float16).reshape(shape).astype(np.float32)
+            if key.startswith(part + "/") and kind == _FLOAT16:
+                found[key.removeprefix(part + "/")] = np.frombuffer(data, np.float16).reshape(shape).astype(np.float32)
         return found
 
 
@@ -74,7 +74,7 @@ class Hearing(nn.Module):
     def __init__(self, folder: Path | None = None, floor_db: float = 50.0) -> None:
         super().__init__()
         self.floor_db = floor_db
-        for key, value in read_encoder((folder or whisper_folder()) / "model.bin").items():
+        for key, value in read_part((folder or whisper_folder()) / "model.bin", "encoder").items():
             self.register_buffer(key.replace("/", "__"), torch.from_numpy(value), persistent=False)
         self.layers = 1 + max(int(k.split("__")[0].removeprefix("layer_")) for k, _ in self.named_buffers() if k.startswith("layer_") and k[6].isdigit())
         self.register_buffer("window", torch.hann_window(FFT), persistent=False)
@@ -108,9 +108,7 @@ class Hearing(nn.Module):
         return layer_norm(y, (dim,), *self._of("layer_norm", "gamma", "beta"))
 
 
-def misheard(hearing: Hearing, y: Tensor, target: Tensor) -> Tensor:
-    """[B]: how far what is heard in y lies from what is heard in the target, as a share of the latter's variance."""
-    with torch.no_grad():
-        said = hearing(target)
-        spread = (said - said.mean(1, keepdim=True)).square().mean((1, 2))
-    return (hearing(y) - said).square().mean((1, 2)) / spread
+def misheard(heard: Tensor, clean: Tensor) -> Tensor:
+    """heard, clean: [B, n, 512] of `Hearing` → [B]: how far the one lies from the other, as a share of the latter's variance."""
+    spread = (clean - clean.mean(1, keepdim=True)).square().mean((1, 2))
+    return (heard - clean).square().mean((1, 2)) / spread
