@@ -26,8 +26,6 @@ from voicewire.engines.voiceprint import VOICE_PARTS, Voiceprint
 from voicewire.rt import bench, cli
 from voicewire.rt.live import process
 from voicewire.rt.live.controller import LiveSettings
-from voicewire.rt.relay.events import ProtocolError
-from voicewire.rt.relay.voices import Voices
 from voicewire.rt.stream import Stream
 
 PHASES = 1e-3  # the pitch is heard, not sent: its last bits differ, and with them the phases after some hops
@@ -344,9 +342,3 @@ def test_bench_has_a_row(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(bench, "weights_for", lambda task: weights)
     assert bench.tasks() == ("restore", "convert")
     assert bench.measure("onnx", 16000, 1, 5, False, task="convert")["p50_ms"] > 0
-
-
-def test_a_relay_says_that_it_does_not_convert(engine: Engine, tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match="relays do not offer it yet") as refused:
-        Voices(engine, tmp_path).asked("convert", b"", None)
-    assert refused.value.code == "bad_field"

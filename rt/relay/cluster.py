@@ -27,7 +27,7 @@ from websockets.server import ServerProtocol
 from voicewire.engines.engine import WEIGHTS
 from voicewire.engines.places import separates
 from voicewire.engines.query import takes_queries
-from voicewire.engines.voiceprint import known
+from voicewire.engines.voiceprint import fits_conversion, known
 
 from ..files import InputError
 from .gate import Gate
@@ -92,6 +92,7 @@ class Cluster:
             config.door, ADAPTERS, state=self._state, room=lambda moving: 0.0 if self._choose(moving) else RETRY_S, metrics=self._metrics,
             refused=lambda r: self._refused.labels(r).inc(), elsewhere=self._send, voices=known(config.weights or WEIGHTS),
             queries=takes_queries(config.weights or WEIGHTS), talkers=separates(config.weights or WEIGHTS),
+            converts=fits_conversion() if config.converter else None,
         )  # fmt: skip
 
     # -- clients -------------------------------------------------------------------------------------------------------
