@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from numpy.typing import NDArray
-from relay_tools import Running, wait_for
+from relay_tools import FREE, Running, wait_for
 from websockets.asyncio.server import serve
 from websockets.sync.client import connect
 
@@ -47,6 +47,7 @@ soxr = pytest.importorskip("soxr")
 
 RATE = 16000
 BELL, FAN = "a bell ringing", "an air conditioner"
+pytestmark = pytest.mark.filterwarnings("ignore:.*must be used as a context manager")
 SECRET = b"between door and relays"
 LEAD_S, SPOKEN_S = 1.0, 6.0  # silence before the speech, while it connects; speech
 FLAGS = [
@@ -493,6 +494,7 @@ def test_no_voices_no_choice(page: Any, served: Served) -> None:
 # -- speaking with another voice ---------------------------------------------------------------------------------------
 
 
+PATIENCE_MS = 120_000  # a voice is enrolled when streams and browser let it: a busy machine took 15 s
 OTHER = "() => JSON.parse(localStorage.getItem('voicewire-other'))"
 
 
@@ -506,7 +508,7 @@ def converting() -> Converting:
 @pytest.fixture
 def speaking(converting: Converting) -> Iterator[Served]:
     """A relay with all tasks, as they come."""
-    s = Served(converting, weights=TASK_WEIGHTS, max_streams=4).__enter__()
+    s = Served(converting, weights=TASK_WEIGHTS, max_streams=4, limits=FREE).__enter__()
     yield s
     s.end()
 
@@ -530,7 +532,7 @@ def test_another_voice_is_recorded_and_spoken_with_from_the_keyboard(page: Any, 
     expect_text(page, "#other-left", "s left")
     expect_text(page, "#other-enroll", "Stop recording")
     assert page.is_disabled("#enroll") and page.is_disabled("#other-choose") and not page.is_visible("#hearing")
-    expect_text(page, "#other-text", "You speak with the voice", 30_000)
+    expect_text(page, "#other-text", "You speak with the voice", PATIENCE_MS)
     expect_text(page, "#state", "Ready")
     assert page.get_attribute("#convert", "aria-checked") == "true" and page.evaluate("document.activeElement.id") == "convert"
     assert page.is_disabled("#strength") and page.evaluate(KEPT) is None
@@ -572,11 +574,11 @@ def test_what_is_recorded_in_the_voice_of_a_sound_file_is_what_the_file_command_
 ) -> None:
     page.goto(speaking.url)
     expect_text(page, "#other-text", "choose a sound file")
-    page.focus("#other-choose")
     with page.expect_file_chooser() as choosing:
+        page.focus("#other-choose")  # (in here: the browser must have been told that choosing is the test's)
         page.keyboard.press("Enter")
     choosing.value.set_files(them)
-    expect_text(page, "#other-text", "You speak with the voice", 30_000)
+    expect_text(page, "#other-text", "You speak with the voice", PATIENCE_MS)
     kept = page.evaluate(OTHER)
     made, want = Voiceprint.from_bytes(base64.b64decode(kept["voice"]), kept["weights"]), enroll.load(them, kept["weights"])
     assert made.octave and want.octave and abs(made.octave - want.octave) < 0.02
@@ -607,15 +609,10 @@ def test_files_and_voices_that_cannot_be_spoken_with_are_explained(page: Any, sp
     sf.write(tmp_path / "whisper.wav", 0.05 * np.random.default_rng(0).standard_normal(3 * rate), rate)
     page.goto(speaking.url)
     expect_text(page, "#other-text", "choose a sound file")
-    told = (
-        ("words", "no sound that this browser can read"),
-        ("short", "only 0.5 s of sound"),
-        ("quiet", "cannot be used"),
-        ("whisper", "No voice with a pitch"),
-    )
-    for name, why in told:
+    told = {"words": "no sound that this browser can read", "short": "only 0.5 s of sound", "quiet": "cannot be used", "whisper": "No voice with a pitch"}
+    for name, why in told.items():
         page.set_input_files("#other-file", tmp_path / f"{name}.wav")
-        expect_text(page, "#trouble", why)
+        expect_text(page, "#trouble", why, PATIENCE_MS)
         expect_text(page, "#state", "Ready")
         assert page.evaluate(OTHER) is None and page.is_disabled("#convert")
     assert wait_for(lambda: speaking.used == 0)
@@ -625,7 +622,7 @@ def test_no_room_for_another_voice_is_explained(page: Any, speaking: Served, the
     page.goto(speaking.url)
     expect_text(page, "#other-text", "choose a sound file")
     page.set_input_files("#other-file", them)
-    expect_text(page, "#other-text", "You speak with the voice", 30_000)
+    expect_text(page, "#other-text", "You speak with the voice", PATIENCE_MS)
     expect_text(page, "#state", "Ready")
     page.click("#convert")
     page.click("#go")
