@@ -533,7 +533,7 @@ def test_another_voice_is_recorded_and_spoken_with_from_the_keyboard(page: Any, 
     expect_text(page, "#other-enroll", "Stop recording")
     assert page.is_disabled("#enroll") and page.is_disabled("#other-choose") and not page.is_visible("#hearing")
     expect_text(page, "#other-text", "You speak with the voice", PATIENCE_MS)
-    expect_text(page, "#state", "Ready")
+    expect_text(page, "#state", "Ready", PATIENCE_MS)
     assert page.get_attribute("#convert", "aria-checked") == "true" and page.evaluate("document.activeElement.id") == "convert"
     assert page.is_disabled("#strength") and page.evaluate(KEPT) is None
     kept = page.evaluate(OTHER)
@@ -560,7 +560,7 @@ def test_another_voice_is_recorded_and_spoken_with_from_the_keyboard(page: Any, 
     assert page.get_attribute("#convert", "aria-checked") == "false" and not page.locator("#trouble").is_visible()
     page.focus("#go")
     page.keyboard.press("Enter")
-    expect_text(page, "#state", "Ready")
+    expect_text(page, "#state", "Ready", PATIENCE_MS)
     page.reload()
     expect_text(page, "#other-text", "stays in this browser")
     page.focus("#other-forget")
@@ -583,7 +583,7 @@ def test_what_is_recorded_in_the_voice_of_a_sound_file_is_what_the_file_command_
     made, want = Voiceprint.from_bytes(base64.b64decode(kept["voice"]), kept["weights"]), enroll.load(them, kept["weights"])
     assert made.octave and want.octave and abs(made.octave - want.octave) < 0.02
     assert made.voice @ want.voice > 0.99 * np.linalg.norm(made.voice) * np.linalg.norm(want.voice)
-    expect_text(page, "#state", "Ready")
+    expect_text(page, "#state", "Ready", PATIENCE_MS)
     page.check("input[value=compare]", force=True)
     page.click("#go")
     expect_text(page, "#state", "Recording, 3")
@@ -613,7 +613,7 @@ def test_files_and_voices_that_cannot_be_spoken_with_are_explained(page: Any, sp
     for name, why in told.items():
         page.set_input_files("#other-file", tmp_path / f"{name}.wav")
         expect_text(page, "#trouble", why, PATIENCE_MS)
-        expect_text(page, "#state", "Ready")
+        expect_text(page, "#state", "Ready", PATIENCE_MS)
         assert page.evaluate(OTHER) is None and page.is_disabled("#convert")
     assert wait_for(lambda: speaking.used == 0)
 
@@ -623,7 +623,7 @@ def test_no_room_for_another_voice_is_explained(page: Any, speaking: Served, the
     expect_text(page, "#other-text", "choose a sound file")
     page.set_input_files("#other-file", them)
     expect_text(page, "#other-text", "You speak with the voice", PATIENCE_MS)
-    expect_text(page, "#state", "Ready")
+    expect_text(page, "#state", "Ready", PATIENCE_MS)
     page.click("#convert")
     page.click("#go")
     session_of(page, speaking, "restore")
@@ -631,7 +631,7 @@ def test_no_room_for_another_voice_is_explained(page: Any, speaking: Served, the
     other = speaking_beside(speaking)
     page.click("#convert")
     expect_text(page, "#trouble", "has no room for this")
-    expect_text(page, "#state", "Ready")
+    expect_text(page, "#state", "Ready", PATIENCE_MS)
     other.close()
     page.click("#go")
     session_of(page, speaking, "convert")
