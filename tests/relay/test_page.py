@@ -407,12 +407,12 @@ def knowing(voice_engine: Engine, voice_weights: Path) -> Iterator[Served]:
 
 def session_of(page: Any, served: Served, task: str) -> Any:
     """The only stream, once it does that."""
-    for _ in range(150):
+    for _ in range(600):
         for session, _ in list(served.relay.sessions.values()):
             if session.task == task:
                 return session
         page.wait_for_timeout(100)
-    raise AssertionError(f"no stream with the task {task}")
+    raise AssertionError(f"no stream with the task {task}; the page says: {page.inner_text('#state')} {page.inner_text('#trouble')}")
 
 
 def test_a_talker_is_recorded_kept_and_forgotten_from_the_keyboard(page: Any, knowing: Served, voice_engine: Engine) -> None:
@@ -649,7 +649,7 @@ def speaking_beside(served: Served) -> Any:
 
 
 def until(page: Any, what: Callable[[], bool]) -> None:
-    for _ in range(150):
+    for _ in range(600):
         if what():
             return
         page.wait_for_timeout(100)

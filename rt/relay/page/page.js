@@ -3,6 +3,7 @@
 import { Apart } from "./apart.js";
 import { Recording, Comparison, LONGEST_S } from "./compare.js";
 import { microphone, listDevices, MicrophoneError } from "./devices.js";
+import { Numbers } from "./numbers.js";
 import { FILE_RATE, Other, read, samplesOf, seconds } from "./other.js";
 import { Sound } from "./sound.js";
 import { Spectrogram, animate } from "./spectrum.js";
@@ -12,7 +13,7 @@ const $ = (id) => document.getElementById(id);
 const MOST = 44; // the strength slider's last step: no limit
 const USUAL_DB = { restore: 26, extract: 40, separate: 40, query: 40, convert: 26 }; // the strength, until somebody moves the slider
 const views = [new Spectrogram($("before")), new Spectrogram($("after"))];
-const comparison = new Comparison($);
+const comparison = new Comparison($), numbers = new Numbers($);
 const NOTHING = { task: "restore", voice: null, query: null, talker: null, query_gain_db: null, voice_strength: null }; // asked for beside restoration
 const record = (who) => (session ? finish(session) : begin("enroll", who));
 const voice = new Voice($, TALKER, () => another(voice), record);
@@ -20,7 +21,7 @@ const other = new Other($, () => another(other), record, (file) => begin("enroll
 const sound = new Sound($, () => another(sound), level);
 const apart = new Apart($, () => another(apart));
 const voices = [voice, other], wishes = [voice, other, sound, apart];
-let session = null, lastStats = null, unsent = 0, moved = false;
+let session = null, moved = false;
 
 // -- what is said ---------------------------------------------------------------------------------------------------
 function state(kind, text) {
@@ -69,8 +70,7 @@ function explain(status, why) {
 async function begin(how = mode(), who = null, file = null) {
   trouble();
   comparison.hide();
-  lastStats = null;
-  unsent = 0;
+  numbers.reset();
   const mine = session = { mode: how, who, file, stops: [], over: false };
   busy(true);
   if (file) {
@@ -168,11 +168,9 @@ function hear(mine, data) {
     else if (mine.mode === "enroll") mine.who.hear(mine.source);
     if (message.recorded) $("kept").textContent = "The server keeps a recording of what you say here.";
   } else if (event === "stats") {
-    lastStats = message;
-    showNetwork();
+    numbers.network({ stats: message });
   } else if (event === "unsent") {
-    unsent = data.unsent;
-    showNetwork();
+    numbers.network({ unsent: data.unsent });
   } else if (event === "enrolled") {
     finish(mine);
     mine.who.hush();
@@ -234,27 +232,10 @@ function busy(on) {
   for (const one of voices) one.busy(on, session?.who === one && !session.file);
 }
 
-// -- numbers --------------------------------------------------------------------------------------------------------
 function showPlaying(mine, p) {
   if (mine.over) return;
   if (mine.recording) state("on", `Recording, ${mine.recording.seconds.toFixed(0)} s`);
-  const device = mine.context.outputLatency || mine.context.baseLatency || 0;
-  if (p.delay !== null) {
-    const all = 1000 * (p.delay + device), held = 1000 * p.depth + (lastStats?.hold_ms ?? 0);
-    const rest = Math.max(0, all - 1000 * device - mine.latency - held);
-    $("delay").textContent = `${Math.round(all)} ms`;
-    $("delay-parts").textContent = `${Math.round(mine.latency)} the model, ${Math.round(held)} waiting for late packets, ${Math.round(rest)} network and blocks, `
-      + `${Math.round(1000 * device)} your loudspeaker`;
-  }
-  $("gaps").textContent = p.gaps;
-  const cut = p.removed + p.skipped;
-  $("gaps-parts").textContent = `${p.gaps ? "sound came later than expected" : "none so far"}${cut >= 0.05 ? `; ${cut.toFixed(1)} s left out to catch up` : ""}`;
-}
-
-function showNetwork() {
-  const lost = (lastStats?.lost ?? 0), late = lastStats?.late ?? 0;
-  $("lost").textContent = lost;
-  $("lost-parts").textContent = `packets, filled in by the server; ${late} came too late${unsent ? `, ${unsent} could not be sent` : ""}`;
+  numbers.playing(mine.context.outputLatency || mine.context.baseLatency || 0, mine.latency, p);
 }
 
 // -- controls -------------------------------------------------------------------------------------------------------
@@ -322,7 +303,7 @@ $("bypass").onclick = () => {
 };
 $("speaker").onchange = () => session?.context?.setSinkId($("speaker").value).catch(() => trouble("This loudspeaker cannot be used. Choose another one."));
 for (const id of ["microphone", "echoCancellation", "noiseSuppression", "autoGainControl"]) {
-  $(id).onchange = () => { if (session) { const mine = session; end(mine); begin(mine.mode); } };
+  $(id).onchange = () => { if (session) { const mine = session; end(mine); begin(mine.mode, mine.who, mine.file); } };
 }
 document.querySelectorAll("input[name=mode]").forEach((i) => { i.onchange = hint; });
 $("token-form").onsubmit = (e) => {
