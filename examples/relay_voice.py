@@ -25,6 +25,9 @@ async def enroll(path: str, url: str) -> bytes:
         async def feed() -> None:
             for at in range(0, len(x), rate // 10):
                 await client.send(x[at : at + rate // 10])
+            while client.enrolled is None:  # its answer is met on the way to the next sound
+                await client.send(0 * x[: rate // 10])
+                await asyncio.sleep(0.1)
 
         feeding = asyncio.create_task(feed())
         while client.enrolled is None:
