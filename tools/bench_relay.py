@@ -38,9 +38,10 @@ from voicewire.engines.engine import CONVERT_WEIGHTS, Engine, open_engine
 from voicewire.rt import enroll
 from voicewire.rt.files import read
 from voicewire.rt.realtime import try_realtime
+from voicewire.rt.relay.config import Config
 from voicewire.rt.relay.limits import Limits
 from voicewire.rt.relay.protocol import pack_voice
-from voicewire.rt.relay.server import Config, Relay
+from voicewire.rt.relay.server import Relay
 from voicewire.rt.relay.slots import Batching, StepTime
 from voicewire.rt.relay.workers import loop_factory, settle
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import ray
 
+from .config import Config, engine_of
 from .handover import KEEP_S, MOST, name_one, unknown
-from .server import Config, Relay, engine_of
+from .server import Relay
 from .workers import logs, loop_factory, settle
 
 WARM_BYTES = 1 << 20  # about what a stream carries

@@ -14,33 +14,29 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-from voicewire.engines.convert_engine import ConvertEngine
-from voicewire.engines.converting import Converting
-from voicewire.engines.engine import WEIGHTS, Engine, open_engine
+from voicewire.engines.engine import WEIGHTS, Engine
 from voicewire.engines.query import Query
 
 from ..lane import Samples
 from .adapters import Twilio, Vonage
 from .capacity import capacity
+from .config import Config
 from .connection import Connection
 from .events import Adapter, ProtocolError, Reply, Start
-from .gate import Door, Gate
+from .gate import Gate
 from .handover import Folder, Handover
-from .limits import Limits
 from .metrics import Metrics
 from .place import Place
 from .protocol import V1, pack_voice
 from .record import Recorder
 from .session import Session
-from .slots import FRAME_S, Batching, Delivery, Full, Scheduler, Slot, StepTime
+from .slots import FRAME_S, Delivery, Full, Scheduler, Slot, StepTime
 from .tls import TlsFirst, context
 from .voices import Voices
 
@@ -50,33 +46,6 @@ PLAY_OUT_S = 0.010
 LATE_S = 5.0
 MOVE_S = 0.1  # between streams that are asked to leave
 log = logging.getLogger("voicewire.relay")
-
-
-@dataclass(frozen=True)
-class Config:
-    """What `serve` was told. max_streams None: measure. certificate, key: TLS from these files. record: where to keep what is said, None: nowhere.
-    handover: folder for streams on their way to another worker. engine: a name of `open_engine`. weights: the folder it opens,
-    None: the one that is installed, on whatever machine this gets to. converter: the folder of those that convert voices, None: it converts none."""
-
-    host: str = "127.0.0.1"
-    port: int = 8765
-    door: Door = field(default_factory=Door)
-    limits: Limits = field(default_factory=Limits)
-    batching: Batching = field(default_factory=Batching)
-    max_streams: int | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    record: Path | None = None
-    handover: Path | None = None
-    engine: str = "onnx"
-    weights: Path | None = None
-    converter: Path | None = None
-
-
-def engine_of(config: Config) -> Engine:
-    """What it steps streams with. EngineError where that cannot be had here."""
-    engine = open_engine(config.engine, config.weights or WEIGHTS)
-    return Converting(engine, ConvertEngine(config.converter)) if config.converter else engine
 
 
 class Relay:

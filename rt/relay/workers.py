@@ -18,11 +18,12 @@ from voicewire.engines.convert_engine import GRAPH
 from voicewire.engines.engine import CONVERT_WEIGHTS, weights_for
 
 from ..files import InputError
+from .config import Config, engine_of
 from .gate import LOOPBACK, Door
 from .limits import Limits
 from .place import Place
 from .scale import Sizes
-from .server import Config, Relay, engine_of
+from .server import Relay
 from .tls import context
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

@@ -32,8 +32,9 @@ from voicewire.engines.voiceprint import Voiceprint
 from voicewire.rt import enroll
 from voicewire.rt import files as audio
 from voicewire.rt.relay.capacity import Capacity, Load
+from voicewire.rt.relay.config import Config
 from voicewire.rt.relay.gate import Door, Gate
-from voicewire.rt.relay.server import ADAPTERS, Config
+from voicewire.rt.relay.server import ADAPTERS
 from voicewire.rt.relay.tickets import issue
 from voicewire.rt.stream import Stream
 
