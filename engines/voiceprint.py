@@ -155,13 +155,19 @@ def turn_parts(voice: F32, folder: Path) -> dict[str, F32]:
     return dict(zip(VOICE_PARTS, run_graph(folder / "turn.onnx", voice), strict=True))
 
 
+def fits_conversion() -> str:
+    """The fingerprint of the voiceprints to speak as: they are those of the weights that know voices, with whose encoder the converter was trained."""
+    return known(weights_for("extract")) or ""
+
+
 def taken_by(engine: Engine) -> str:
-    """The fingerprint of the voiceprints that fit an engine. The converter takes those of the weights that know voices: it was trained with their encoder."""
-    return (known(weights_for("extract")) or "") if isinstance(engine, ConvertEngine) else engine.weights
+    """The fingerprint of the voiceprints that fit an engine."""
+    return fits_conversion() if isinstance(engine, ConvertEngine) else engine.weights
 
 
-def enrol(x: F32, rate: int, folder: Path | None = None) -> Voiceprint:
-    """x: [samples] of one talker, float32, rate 8,000 to 48,000 Hz → the voiceprint.
+def enrol(x: F32, rate: int, folder: Path | None = None, converter: ConvertEngine | None = None) -> Voiceprint:
+    """x: [samples] of one talker, float32, rate 8,000 to 48,000 Hz → the voiceprint. converter: hears how high that voice is (None: the released one, where
+    there is one).
 
     ValueError for less than 1 s of speech, EngineError where the weights know no voices.
     """
@@ -174,5 +180,7 @@ def enrol(x: F32, rate: int, folder: Path | None = None) -> Voiceprint:
     tails = np.concatenate([np.zeros((1, hop), np.float32), frames[:-1, hop:]])
     spec = analyse(tails, frames)[0][:, :, :CORE_BINS].reshape(1, -1, CORE_BINS, 2)
     (voice,) = run_graph(folder / "voice.onnx", spec)
-    octave = ConvertEngine(CONVERT_WEIGHTS).octave(spec) if (CONVERT_WEIGHTS / GRAPH).exists() else None
+    if converter is None and (CONVERT_WEIGHTS / GRAPH).exists():
+        converter = ConvertEngine(CONVERT_WEIGHTS)
+    octave = converter.octave(spec) if converter else None
     return Voiceprint(weights, turn_parts(voice, folder), voice[0], octave=octave)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VERSION = 1
+DAMAGED = "this is not a voicewire snapshot, or it is damaged"
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -28,6 +29,18 @@ def pack(head: dict[str, Any], state: Arrays, edge: Arrays) -> bytes:
     return file.getvalue()
 
 
+def head_of(data: bytes) -> dict[str, Any]:
+    """What `pack` was given as the head. ValueError if it is not there."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as f:
+            head = json.loads(f["head"].tobytes())
+        if not isinstance(head, dict):
+            raise ValueError
+    except Exception:
+        raise ValueError(DAMAGED) from None
+    return head
+
+
 def unpack(data: bytes, mine: dict[str, Any], fresh: Arrays) -> tuple[dict[str, Any], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """→ (head, state in the order of `fresh`, edge). ValueError if damaged, of another kind than `mine`, or not shaped like `fresh`."""
     try:
@@ -35,7 +48,7 @@ def unpack(data: bytes, mine: dict[str, Any], fresh: Arrays) -> tuple[dict[str, 
             arrays = {k: f[k] for k in f.files}
         head = json.loads(arrays.pop("head").tobytes())
     except Exception:
-        raise ValueError("this is not a voicewire snapshot, or it is damaged") from None
+        raise ValueError(DAMAGED) from None
     for key, value in mine.items():
         if head.get(key) != value:
             raise ValueError(f"the snapshot is of a stream with {key} {head.get(key)}, this one has {value}")

@@ -59,6 +59,12 @@ def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:
         raise ValueError(f"the query was made with another model; ask again {RESTORES_ONLY}" if query else VOICE_OF_ANOTHER)
 
 
+def aimed(state: State, voice_strength: float) -> State:
+    """The state, or the pinned part of one, with `voice_strength` in it, where it is a converter's."""
+    amount = "target.amount"
+    return state if amount not in state else state | {amount: np.full_like(state[amount], voice_strength)}
+
+
 def first_state(engine: Engine, slots: int, task: str, voice: Voiceprint | None) -> State:
     """What a stream starts with."""
     state = engine.init_state(slots, task)
@@ -156,12 +162,7 @@ class Stream:
     def voice_strength(self, value: float) -> None:
         self._voice_strength = check_voice_strength(value)
         with self._lock:
-            self._state = self._aimed(self._state)
-
-    def _aimed(self, state: State) -> State:
-        """The state with `voice_strength` in it, where it is a converter's."""
-        amount = "target.amount"
-        return state if amount not in state else state | {amount: np.full_like(state[amount], self._voice_strength)}
+            self._state = aimed(self._state, self._voice_strength)
 
     def reset(self) -> None:
         """As freshly made: forget the past and all that is inside."""
@@ -170,7 +171,7 @@ class Stream:
                 states = [first_state(self.engine, 1, self.task, place) for place in self._everybody]
                 self._state = {k: np.concatenate([state[k] for state in states]) for k in states[0]}
             else:
-                self._state = self._aimed(first_state(self.engine, self._slots, self.task, self.voice))
+                self._state = aimed(first_state(self.engine, self._slots, self.task, self.voice), self._voice_strength)
             self._lane.reset()
             self._tail = np.zeros((self._slots, self._lane.hop), np.float32)
             self._overlap = np.zeros((self._slots, self._lane.hop), np.float32)
@@ -184,7 +185,7 @@ class Stream:
         if self._everybody:
             raise ValueError("a stream that gives every talker a channel goes on so; begin another stream, or give `separate` one talker: voice=place(1)")
         check_voice(check_task(task), voice, self.engine)
-        fresh = self._aimed(first_state(self.engine, self._slots, task, voice))
+        fresh = aimed(first_state(self.engine, self._slots, task, voice), self._voice_strength)
         with self._lock:
             self.task, self.voice = task, voice
             self._state = {k: fresh[k] if k in PINNED else v.copy() for k, v in self._state.items()}  # the engine may give its rows to others

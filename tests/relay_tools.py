@@ -15,8 +15,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from voicewire.engines import Engine
 from voicewire.rt.relay.client import Client
+from voicewire.rt.relay.config import Config
 from voicewire.rt.relay.limits import Limits
-from voicewire.rt.relay.server import Config, Relay
+from voicewire.rt.relay.server import Relay
 from voicewire.rt.relay.workers import loop_factory
 
 FREE = Limits(messages_per_s=1e6, late_frames=10**6)  # a test machine may be slow

@@ -16,9 +16,9 @@ from convert_weights import SMALL, export_small, small, somebody
 from voicewire.engines import Engine, open_engine
 from voicewire.engines.contract import Array, EngineSteps, TorchSteps, verify_contract
 from voicewire.engines.convert_config import ConvertConfig
-from voicewire.engines.convert_engine import ConvertEngine
+from voicewire.engines.convert_engine import GRAPH, ConvertEngine
 from voicewire.engines.convert_export import load_converter
-from voicewire.engines.engine import EngineError, State
+from voicewire.engines.engine import CONVERT_WEIGHTS, EngineError, State
 from voicewire.engines.export import fingerprint
 from voicewire.engines.net.convert import TARGET, Converter, Range
 from voicewire.engines.net.spectrum import istft, stft
@@ -26,8 +26,6 @@ from voicewire.engines.voiceprint import VOICE_PARTS, Voiceprint
 from voicewire.rt import bench, cli
 from voicewire.rt.live import process
 from voicewire.rt.live.controller import LiveSettings
-from voicewire.rt.relay.events import ProtocolError
-from voicewire.rt.relay.voices import Voices
 from voicewire.rt.stream import Stream
 
 PHASES = 1e-3  # the pitch is heard, not sent: its last bits differ, and with them the phases after some hops
@@ -150,6 +148,32 @@ def test_engine_keeps_the_contract(converter: ConvertEngine) -> None:
     x = noise(3, 24, 480, 2)
     x[:, :, 160:] = 0
     verify_contract(EngineSteps(Turned()), x, tolerance=PHASES)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_row_is_the_same_whoever_is_beside_it(converter: ConvertEngine, released: bool) -> None:
+    """Bit for bit, alone or among up to sixteen others, at 16 kHz or 48."""
+    if released and not (CONVERT_WEIGHTS / GRAPH).exists():
+        pytest.skip("no converter weights here")
+    engine = ConvertEngine(CONVERT_WEIGHTS) if released else converter
+    x = noise(20, 5, 2, 480, 2)
+    x[:, ::2, :, 160:] = 0
+    first = engine.init_state(5)
+    for row in range(5):
+        first["target.voice"][row] = noise(first["target.voice"].shape[1], seed=row)
+        first["target.octave"][row], first["target.amount"][row] = 6.5 + 0.4 * row, 0.25 * row
+
+    def through(rows: list[int]) -> F32:
+        state, heard = {k: v[rows] for k, v in first.items()}, []
+        for t in range(len(x)):
+            y, state = engine.step(x[t, rows], state)
+            heard.append(y)
+        return np.stack(heard, 1)
+
+    alone = [through([row])[0] for row in range(5)]
+    for rows in ([0, 1], [4, 2, 0], [3] * 16, [0, 1, 2, 3, 4, 4, 3]):
+        for y, row in zip(through(rows), rows, strict=True):
+            assert np.array_equal(y, alone[row]), (rows, row)
 
 
 def test_engine_is_opened_by_its_weights(weights: Path, tmp_path: Path) -> None:
@@ -318,9 +342,3 @@ def test_bench_has_a_row(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(bench, "weights_for", lambda task: weights)
     assert bench.tasks() == ("restore", "convert")
     assert bench.measure("onnx", 16000, 1, 5, False, task="convert")["p50_ms"] > 0
-
-
-def test_a_relay_says_that_it_does_not_convert(engine: Engine, tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match="relays do not offer it yet") as refused:
-        Voices(engine, tmp_path).asked("convert", b"", None)
-    assert refused.value.code == "bad_field"

@@ -150,7 +150,7 @@ def test_capacity_is_measured_on_the_slots_that_will_be_used(monkeypatch: pytest
     monkeypatch.setattr("voicewire.rt.relay.capacity.seconds", lambda slots, n: 0.0001 * n)
     opened: list[int] = []
     monkeypatch.setattr(gpu, "pcm_slots", lambda n, make=gpu.pcm_slots: (opened.append(n), make(min(n, 1)))[1])  # type: ignore[attr-defined]
-    assert measure(gpu) == 64  # the next step up, 256, would take 25.6 ms
+    assert measure(gpu).streams == 64  # the next step up, 256, would take 25.6 ms
     assert opened == [1, 4, 16, 64, 256]
 
 

@@ -9,20 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from convert_weights import export_small, somebody
 from kernel_host import FIBERS, Host, build, has_compiler
 from pcm_talkers import DRY, Talker, at_rate, on_torch, slots_on, together
 
 from voicewire.engines import Engine
 from voicewire.engines.contract import verify_contract
+from voicewire.engines.convert_engine import ConvertEngine
+from voicewire.engines.converting import Converting, is_converters
+from voicewire.engines.engine import pinned_part
 from voicewire.engines.gpu.device import Array
 from voicewire.engines.gpu.fake import FakeDevice
 from voicewire.engines.gpu.lower import Precision
 from voicewire.engines.gpu.pcm_slots import Frames
 from voicewire.engines.gpu.verify import compare_pcm, noise_pcm
-from voicewire.engines.pcm_slots import HostPcmSlots, Luggage
+from voicewire.engines.pcm_slots import HostPcmSlots, Luggage, open_pcm_slots
 from voicewire.engines.slots import HostSlots
 from voicewire.kernels import Kernel
 from voicewire.rt import Stream
+from voicewire.rt.lane import dry_share
 from voicewire.rt.snapshot import pack, unpack
 
 F32 = Any
@@ -199,6 +204,35 @@ def test_a_stream_moves_from_the_cpu_to_the_device_and_back(engine: Engine, nois
     back.restore(pack(head, state, edge))
     got.append(back.process(noisy[24100:32000]))
     np.testing.assert_allclose(np.concatenate(got), want, atol=1e-4)
+
+
+def test_a_row_goes_from_the_device_to_the_converter_and_back(engine: Engine, noisy: F32, tmp_path: Any) -> None:
+    """What the stream takes along is the edge; its neighbour on the device does not notice."""
+    export_small(tmp_path)
+    converter = ConvertEngine(tmp_path)
+
+    class OnDevice:
+        name, weights, init_state, step, advance = "device", engine.weights, engine.init_state, engine.step, engine.advance
+        pcm_slots = staticmethod(lambda capacity: slots_on(FakeDevice(), engine, capacity))
+
+    both = Converting(OnDevice(), converter)
+    slots = open_pcm_slots(both, 3)
+    stays, goes, other = Talker(slots, engine, 0, noisy), Talker(slots, engine, 1, noisy[5000:], whole=True), Talker(slots, engine, 2, noisy[8000:])
+    for _ in range(6):
+        together([stays, goes, other])
+    voice = somebody(converter, 1)
+    for task, wanted, now in (("convert", voice, converter), ("restore", None, engine)):
+        before, goes.plain = goes.plain, Stream(16000, task=task, voice=wanted, engine=now)
+        goes.plain._tail, goes.plain._overlap, goes.plain._lane = before._tail, before._overlap, before._lane
+        goes.dry = dry_share(None, False, task)
+        slots.pin(1, pinned_part(goes.plain._state))
+        assert is_converters(slots.export(1).state) == (task == "convert")
+        for _ in range(6):
+            together([stays, goes, other])
+    for talker in (stays, goes, other):
+        talker.check(1e-3)
+    assert np.abs(np.concatenate(goes.got[7:11])).max() > 100
+    slots.close()
 
 
 def test_two_steps_under_way(engine: Engine) -> None:

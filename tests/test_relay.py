@@ -27,10 +27,10 @@ from voicewire.engines import Engine
 from voicewire.rt import Stream
 from voicewire.rt.cli import main
 from voicewire.rt.lane import to_int16
+from voicewire.rt.relay.config import Config
 from voicewire.rt.relay.gate import Door
 from voicewire.rt.relay.limits import Limits
 from voicewire.rt.relay.protocol import pack_header, unpack_header
-from voicewire.rt.relay.server import Config
 from voicewire.rt.relay.slots import Batching
 from voicewire.rt.relay.tickets import issue
 

@@ -45,10 +45,10 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 JSON = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.text(max_size=8), LEAVES, max_size=3)
 FIELDS = st.sampled_from([
     "event", "rate", "format", "channels", "task", "voice", "query", "query_gain_db", "strength_db", "bypass", "header", "live", "resume", "name",
-    "seconds", "x",
+    "seconds", "voice_strength", "x",
 ])  # fmt: skip
 VOICES = st.binary(max_size=40).map(pack_voice) | st.sampled_from(["A" * MAX_VOICE, "A" * (MAX_VOICE + 1), "=", "AA"])
-TASKS = ["restore", "extract", "query"]
+TASKS = ["restore", "extract", "query", "separate", "convert"]
 QUERIES = st.text(max_size=210) | st.sampled_from(["the rain", "?", "x" * 200, "x" * 201, "\ud800 a"])
 WORDS = ["start", "set", "enroll", "clear", "mark", "stop", "move", "s16le", "f32le", "restore", "extract", "query", 16000, 1, True]
 VALUES = JSON | VOICES | QUERIES | st.sampled_from(WORDS)
@@ -79,7 +79,8 @@ def test_any_messages_give_events_or_protocol_errors(messages: list[str | bytes]
                 elif isinstance(event, Start):
                     assert 8000 <= event.rate <= 48000 and 1 <= event.channels <= 8
                 if isinstance(event, Start | Set):
-                    assert event.task in TASKS and (event.voice is None or (event.task == "extract" and len(event.voice) < MAX_VOICE))
+                    assert event.task in TASKS and (event.voice is None or (event.task in ("extract", "convert") and len(event.voice) < MAX_VOICE))
+                    assert 0 <= event.voice_strength <= 1
                     assert event.query is None or (event.task == "query" and isinstance(event.query, str) and 0 < len(event.query.encode()) <= 800)
                     assert event.query_gain_db is None or -100 <= event.query_gain_db <= 24
                 elif isinstance(event, Enroll):
@@ -216,8 +217,8 @@ def test_a_lone_frame_waits_no_longer_than_it_may() -> None:
 
 
 def test_capacity_is_what_fits() -> None:
-    assert measure(Wire(0.03), 16) == 1
-    assert 2 <= measure(Wire(0.0001), 4) <= 4096
+    assert measure(Wire(0.03), 16).streams == 1
+    assert 2 <= measure(Wire(0.0001), 4).streams <= 4096
 
 
 # -- moving ------------------------------------------------------------------------------------------------------------

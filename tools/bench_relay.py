@@ -4,6 +4,7 @@
     python -m tools.bench_relay --engine echo --streams 100,250          # a plain websockets server that only echoes, to compare with
     python -m tools.bench_relay --engine onnx --streams 1,4,8            # with the model
     python -m tools.bench_relay --engine onnx --streams auto             # the most that keep p99.9 of a step within a frame
+    python -m tools.bench_relay --engine onnx --task convert             # with the converter
 
 One server process (`--server-core`), one load process (`--load-core`). Every stream sends 20 ms of 16 kHz s16le every 20 ms, at its own phase.
 added: from sending a message to receiving the one that answers it. step: one batched step; frame: from a frame's arrival to the end of its step;
@@ -24,16 +25,23 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.resources import as_file, files
 from typing import Any, NamedTuple
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed
 
 from tools.relay_peer import Peer, Wire, frame
-from voicewire.engines.engine import Engine, open_engine
+from voicewire.engines.convert_engine import ConvertEngine
+from voicewire.engines.converting import Converting
+from voicewire.engines.engine import CONVERT_WEIGHTS, Engine, open_engine
+from voicewire.rt import enroll
+from voicewire.rt.files import read
 from voicewire.rt.realtime import try_realtime
+from voicewire.rt.relay.config import Config
 from voicewire.rt.relay.limits import Limits
-from voicewire.rt.relay.server import Config, Relay
+from voicewire.rt.relay.protocol import pack_voice
+from voicewire.rt.relay.server import Relay
 from voicewire.rt.relay.slots import Batching, StepTime
 from voicewire.rt.relay.workers import loop_factory, settle
 
@@ -42,9 +50,20 @@ BLIND_S = 0.003
 LOOK_S = 0.0003  # the load process looks so often: were it waiting, every answer would have the server wake it, which no client elsewhere asks for
 
 
-def serve(engine_name: str, streams: int, batch: int, wait: float, timed: bool) -> None:
+def asked(task: str) -> dict[str, str]:
+    """What a stream's `start` says of the task."""
+    if task == "restore":
+        return {"task": task}
+    with as_file(files("voicewire.rt") / "samples" / "other_enrol.flac") as path:
+        voice = enroll.of_samples(*read(path)[:2])
+    return {"task": task, "voice": pack_voice(voice.to_bytes())}
+
+
+def serve(engine_name: str, task: str, streams: int, batch: int, wait: float, timed: bool) -> None:
     """The server process: prints its port, and at the end, if timed, the times of its steps."""
     engine: Engine = Wire() if engine_name == "wire" else open_engine(engine_name)
+    if task == "convert":
+        engine = Converting(engine, ConvertEngine(CONVERT_WEIGHTS))
     times: list[StepTime] = []
     settle()
     try_realtime()  # as a server that has the core for itself would run
@@ -94,9 +113,9 @@ def _percentiles(seconds: list[float]) -> list[float]:
     return [round(float(v) * 1e3, 3) for v in np.percentile(seconds, [50, 99, 99.9, 100])]
 
 
-def _open(port: int) -> Peer:
+def _open(port: int, fields: dict[str, str]) -> Peer:
     peer = Peer(port)
-    peer.socket.sendall(frame(json.dumps({"event": "start", "rate": RATE}).encode(), 1))
+    peer.socket.sendall(frame(json.dumps({"event": "start", "rate": RATE, **fields}).encode(), 1))
     while b"ready" not in peer.message()[1]:
         pass
     peer.socket.setblocking(False)
@@ -121,9 +140,10 @@ def _cpu(pid: int, answered: int) -> _Cpu:
     return _Cpu(time.perf_counter(), run * 1e-9, waited * 1e-9, answered)
 
 
-def load(port: int, pid: int, streams: int, seconds: float) -> dict[str, Any]:
+def load(port: int, pid: int, task: str, streams: int, seconds: float) -> dict[str, Any]:
     """The load process: every stream on its own phase, one thread, frames made beforehand."""
-    peers = [_open(port) for _ in range(streams)]
+    fields = asked(task)
+    peers = [_open(port, fields) for _ in range(streams)]
     sockets = [peer.socket for peer in peers]
     try_realtime()  # what is measured must not be this process
     noise = (1000 * np.random.default_rng(0).standard_normal(int(RATE * FRAME_S))).astype("<i2").tobytes()
@@ -173,15 +193,17 @@ def load(port: int, pid: int, streams: int, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(engine: str, streams: int, seconds: float, batch: int, wait: float, server_core: int, load_core: int) -> dict[str, Any]:
+def run(engine: str, task: str, streams: int, seconds: float, batch: int, wait: float, server_core: int, load_core: int) -> dict[str, Any]:
     """One row of the table."""
-    command = [sys.executable, "-m", "tools.bench_relay", "--engine", engine, "--streams", str(streams), "--batch", str(batch), "--wait", str(wait)]
+    command = [sys.executable, "-m", "tools.bench_relay", "--engine", engine, "--task", task, "--streams", str(streams), "--batch", str(batch)]
+    command += ["--wait", str(wait)]
     server = subprocess.Popen(["taskset", "-c", str(server_core), *command, "--role", "serve"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert server.stdout is not None
     port = int(server.stdout.readline())
     role = ["--role", "load", "--port", str(port), "--pid", str(server.pid), "--seconds", str(seconds)]
     loader = subprocess.run(["taskset", "-c", str(load_core), *command, *role], stdout=subprocess.PIPE, text=True, check=True)
-    row: dict[str, Any] = {"engine": engine, "loop": type(loop_factory(Config())()).__module__, "streams": streams, **json.loads(loader.stdout)}
+    name, loop = engine if task == "restore" else f"{engine}, {task}", type(loop_factory(Config())()).__module__
+    row: dict[str, Any] = {"engine": name, "loop": loop, "streams": streams, **json.loads(loader.stdout)}
     server.terminate()
     return row | json.loads(server.communicate()[0] or "{}")
 
@@ -204,6 +226,7 @@ def show(row: dict[str, Any]) -> None:
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--engine", default="wire", choices=("wire", "onnx", "echo"))
+    p.add_argument("--task", default="restore", choices=("restore", "convert"))
     p.add_argument("--streams", default="100,250", help="like 100,250, or auto")
     p.add_argument("--seconds", type=float, default=20.0)
     p.add_argument("--batch", type=int, default=0, help="slots a step (default: 16 for onnx, 64 for wire)")
@@ -221,10 +244,10 @@ def main() -> int:
         echo()
         return 0
     if a.role == "serve":
-        serve(a.engine, int(a.streams), batch, a.wait, not a.untimed)
+        serve(a.engine, a.task, int(a.streams), batch, a.wait, not a.untimed)
         return 0
     if a.role == "load":
-        print(json.dumps(load(a.port, a.pid, int(a.streams), a.seconds)))
+        print(json.dumps(load(a.port, a.pid, a.task, int(a.streams), a.seconds)))
         return 0
     rows: list[dict[str, Any]] = []
     if not a.json:
@@ -235,7 +258,7 @@ def main() -> int:
         print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     counts = iter(range(1, 512)) if a.streams == "auto" else iter(int(t) for t in a.streams.split(","))
     for n in counts:
-        rows.append(run(a.engine, n, a.seconds, batch, a.wait, a.server_core, a.load_core))
+        rows.append(run(a.engine, a.task, n, a.seconds, batch, a.wait, a.server_core, a.load_core))
         if not a.json:
             show(rows[-1])
         if a.streams == "auto" and rows[-1]["step"][2] > 1e3 * FRAME_S:

@@ -40,7 +40,7 @@ def _asked(task: str, voice: bytes | None, query: str | None, talker: int | None
 
 
 def _as_start(fields: dict[str, Any]) -> dict[str, Any]:
-    """What a new stream is to start with after this `set`: there a voice goes with extract only, a query with query, a talker with separate."""
+    """What a new stream is to start with after this `set`: there a voice goes with extract or convert only, a query with query, a talker with separate."""
     nothing: dict[str, Any] = {"voice": None, "query": None, "talker": None}
     wanted = {k: v for k, v in fields.items() if k not in nothing}
     for key, task in (("voice", "extract"), ("query", "query"), ("talker", "separate")):
@@ -53,7 +53,8 @@ def _as_start(fields: dict[str, Any]) -> dict[str, Any]:
 class Client:
     """One stream on a relay.
 
-    task: "restore"; "extract" with voice, the bytes of a voiceprint file (`voicewire enroll`, or `enroll` here); "query" with query, a sound in words, and
+    task: "restore"; "extract" with voice, the bytes of a voiceprint file (`voicewire enroll`, or `enroll` here); "convert" with the voice of whom to speak as,
+    and voice_strength, see `Stream`; "query" with query, a sound in words, and
     query_gain_db, see `Stream`; "separate" with talker, 1 or 2. `ask` changes task, voice, query and talker while the stream runs.
     live: False for files: the relay waits for a slow reader instead of skipping. timed: messages carry their time, and `delays_s` collects
     how long each took there and back. Messages of the relay that carry no sound are in `events`, the newest last.
@@ -67,7 +68,7 @@ class Client:
     def __init__(
         self, url: str, rate: int, *, channels: int = 1, dtype: str = "int16", token: str | None = None, task: str = "restore",
         voice: bytes | None = None, query: str | None = None, talker: int | None = None, strength_db: float | None = None,
-        query_gain_db: float | None = None, live: bool = True, timed: bool = False, patience_s: float = PATIENCE_S,
+        query_gain_db: float | None = None, voice_strength: float = 1.0, live: bool = True, timed: bool = False, patience_s: float = PATIENCE_S,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         url = url.replace("http", "ws", 1) if url.startswith("http") else url
@@ -80,7 +81,7 @@ class Client:
         self._patience_s, self._say = patience_s, say
         self._start = {
             "event": "start", "rate": rate, "format": self._kind, "channels": channels, "strength_db": strength_db, "header": timed, "live": live,
-            "query_gain_db": query_gain_db, **_asked(task, voice, query, talker),
+            "query_gain_db": query_gain_db, "voice_strength": voice_strength, **_asked(task, voice, query, talker),
         }  # fmt: skip
         self.events: deque[dict[str, Any]] = deque(maxlen=NOTES)
         self.delays_s: deque[float] = deque(maxlen=100_000)

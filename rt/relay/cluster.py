@@ -27,13 +27,14 @@ from websockets.server import ServerProtocol
 from voicewire.engines.engine import WEIGHTS
 from voicewire.engines.places import separates
 from voicewire.engines.query import takes_queries
-from voicewire.engines.voiceprint import known
+from voicewire.engines.voiceprint import fits_conversion, known
 
 from ..files import InputError
+from .config import Config
 from .gate import Gate
 from .ray_worker import Keeper, Status, Worker
 from .scale import Sizes, change
-from .server import ADAPTERS, RETRY_S, Config
+from .server import ADAPTERS, RETRY_S
 from .tickets import issue
 from .tls import TlsFirst, context
 
@@ -92,6 +93,7 @@ class Cluster:
             config.door, ADAPTERS, state=self._state, room=lambda moving: 0.0 if self._choose(moving) else RETRY_S, metrics=self._metrics,
             refused=lambda r: self._refused.labels(r).inc(), elsewhere=self._send, voices=known(config.weights or WEIGHTS),
             queries=takes_queries(config.weights or WEIGHTS), talkers=separates(config.weights or WEIGHTS),
+            converts=fits_conversion() if config.converter else None,
         )  # fmt: skip
 
     # -- clients -------------------------------------------------------------------------------------------------------

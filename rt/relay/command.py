@@ -31,7 +31,7 @@ def _add_server(s: Any) -> None:
     s.add_argument("--cert", type=Path, metavar="FILE", help="TLS: certificate chain, PEM")
     s.add_argument("--key", type=Path, metavar="FILE", help="TLS: its private key, PEM")
     s.add_argument("--engine", default="onnx", help="onnx (default); on an NVIDIA GPU tensorrt or torch-cuda; auto takes the first that works")
-    s.add_argument("--tasks", action="store_true", help="also extract talkers and pick out sounds, with weights that know how and restore a little worse")
+    s.add_argument("--tasks", action="store_true", help="all tasks: weights that know talkers and sounds, and restore a little worse, and the converter")
     s.add_argument("--max-streams", type=_number(1, 4096), metavar="N", help="streams of each worker (default: measured at start)")
     s.add_argument("--max-minutes", type=_number(1, 100000), metavar="N", help="longest session (default: no limit)")
     s.add_argument("--drain-s", type=_number(0, 86400), default=30, metavar="S", help="how long streams may go on after SIGTERM")
@@ -59,9 +59,11 @@ def add_commands(sub: Any) -> None:
     c.add_argument("--url", default="ws://127.0.0.1:8765", help="the relay (default: %(default)s)")
     c.add_argument("--token", default=os.environ.get("VOICEWIRE_TOKEN"))
     c.add_argument(
-        "--task", help="what to do: restore (default), extract one talker (default with --enroll), query (default with --query), or separate (with --talker)"
+        "--task",
+        help="what to do: restore (default), extract one talker (default with --enroll), query (default with --query), separate (with --talker), or convert",
     )
-    c.add_argument("--enroll", type=Path, metavar="VOICE", help="the talker to extract: a file of voicewire enroll, or a recording of that talker alone")
+    c.add_argument("--enroll", type=Path, metavar="VOICE", help="the talker to extract, or to speak as: a file of voicewire enroll, or a recording")
+    c.add_argument("--voice-strength", type=float, default=1.0, metavar="X", help="convert: how far to go, from 0 (the talker's own voice) to 1 (the other's)")
     c.add_argument("--talker", type=int, metavar="N", help="of two talkers that nobody enrolled keep one, 1 or 2")
     c.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
     c.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
@@ -77,7 +79,7 @@ def run(a: argparse.Namespace) -> int:
 
         return send_file(
             a.input, a.output, a.url, token=a.token, task=a.task, enrolled=a.enroll, talker=a.talker, query=a.query,
-            query_gain_db=a.query_gain, realtime=a.realtime, as_json=a.json,
+            query_gain_db=a.query_gain, voice_strength=a.voice_strength, realtime=a.realtime, as_json=a.json,
         )  # fmt: skip
     from . import workers
 

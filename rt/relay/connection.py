@@ -237,6 +237,9 @@ class Connection(ServerConnection):
     def enroll(self, session: Session, heard: Samples) -> None:
         self._relay.later(self._relay.enroll(session, self, heard))
 
+    def admit(self, session: Session, task: str) -> None:
+        self._relay.admit(session, task)
+
     def leave(self, session: Session) -> None:
         self._relay.later(self._relay.move(session, self))
 

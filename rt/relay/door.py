@@ -25,8 +25,8 @@ from pathlib import Path
 
 from voicewire.engines.engine import EngineError
 
+from .config import Config
 from .place import CAPACITY, ENDED, GIVEN, NUMBERS, Place
-from .server import Config
 from .workers import logs, run_one
 
 RESTART_S = 1.0  # after a worker that ended at once, wait so long

@@ -37,9 +37,10 @@ class Start:
     """A stream begins. rate: 8,000 to 48,000 Hz; channels: interleaved ones are mixed, the output is repeated on each. whole: samples are int16
     (else float32), both ways. header: Sounds carry sequence and capture time, and may be late, lost or twice. live: what a slow reader does
     not take is skipped; else the server reads no further until it does. resume: name of a stream left behind on another worker (`moved`), which
-    then says task, voice, query, levels and bypass. voice: bytes of the voiceprint file of the talker to extract. query: the sound to keep, in words,
-    or made ready, as a session wants it; query_gain_db: change its level by so much instead, and leave the rest (None: keep it alone). talker: which of those
-    that the task separate tells apart to keep, from 1.
+    then says task, voice, query, levels and bypass. voice: bytes of the voiceprint file of the talker to extract, or to speak as. query: the
+    sound to keep, in words, or made ready, as a session wants it; query_gain_db: change its level by so much instead, and leave the rest (None: keep it
+    alone). talker: which of those that the task separate tells apart to keep, from 1. voice_strength: how far to go to the voice, from 0
+    to 1, where that is whom to speak as.
     """
 
     rate: int
@@ -55,6 +56,7 @@ class Start:
     query: str | Query | None = None
     talker: int | None = None
     query_gain_db: float | None = None
+    voice_strength: float = 1.0
 
 
 class Sound(NamedTuple):
@@ -78,6 +80,7 @@ class Set:
     query: str | Query | None = None
     talker: int | None = None
     query_gain_db: float | None = None
+    voice_strength: float = 1.0
 
 
 @dataclass(frozen=True)

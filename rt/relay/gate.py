@@ -73,16 +73,18 @@ def _stranger(door: Door, headers: Headers) -> str:
 class Gate:
     """Answers HTTP; lets WebSockets through. state() → "" when ready, else why not; room(moving) → seconds to come
     back after, 0 when there is room. elsewhere(path) → where the streams of that path are, if not here, with a query: clients are sent there.
-    voices: the fingerprint of weights that know voices, queries: whether they take any, talkers: how many they tell apart, for the page."""
+    voices: the fingerprint of weights that know voices, queries: whether they take any, talkers: how many they tell apart, converts: the
+    fingerprint of voiceprints to speak as, for the page."""
 
     def __init__(
         self, door: Door, paths: Collection[str], *, state: Callable[[], str], room: Callable[[bool], float], metrics: Callable[[], bytes],
         refused: Callable[[str], None], elsewhere: Callable[[str], str] | None = None, voices: str | None = None, queries: bool = False, talkers: int = 0,
+        converts: str | None = None,
     ) -> None:  # fmt: skip
         self._door, self._paths = door, paths
         self._state, self._room, self._metrics, self._refused = state, room, metrics, refused
         self._elsewhere = elsewhere
-        self._page = page_files.load(voices, queries, talkers)
+        self._page = page_files.load(voices, queries, talkers, converts)
 
     def check(self, request: Request) -> Response | None:
         """A response, or None: go on with the WebSocket handshake."""

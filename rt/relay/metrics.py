@@ -22,7 +22,11 @@ class Metrics:
     def __init__(self) -> None:
         r = self._registry = CollectorRegistry()
         self.streams = Gauge("voicewire_streams", "Streams now", registry=r, multiprocess_mode="livesum")
-        self.capacity = Gauge("voicewire_streams_max", "Streams this server admits", registry=r, multiprocess_mode="livesum")
+        self.capacity = Gauge("voicewire_streams_max", "Streams this server admits, if none converts", registry=r, multiprocess_mode="livesum")
+        self.converting = Gauge("voicewire_converting_streams", "Of them, streams that convert a voice", registry=r, multiprocess_mode="livesum")
+        self.converting_capacity = Gauge(
+            "voicewire_converting_streams_max", "Streams that convert it admits, if there are no others", registry=r, multiprocess_mode="livesum"
+        )
         self.draining = Gauge("voicewire_draining", "1 while the server is being emptied", registry=r, multiprocess_mode="livemax")
         self.started = Counter("voicewire_streams_started_total", "Streams admitted", registry=r)
         self.refused = Counter("voicewire_refused_total", "Connections and streams refused", ["reason"], registry=r)

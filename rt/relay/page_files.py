@@ -23,10 +23,11 @@ HEADERS: Final = {
 }
 
 
-def load(voices: str | None, queries: bool, talkers: int) -> dict[str, tuple[str, bytes]]:
+def load(voices: str | None, queries: bool, talkers: int, converts: str | None) -> dict[str, tuple[str, bytes]]:
     """→ {path: (content type, body)}; `/` is index.html, `/server.json` what the page must know beforehand. Empty where the page is not installed.
 
     voices: fingerprint of the server's weights, None where they know no voices. queries: whether they take any. talkers: how many they tell apart.
+    converts: fingerprint of the voiceprints to speak as, None where it converts no voices.
     """
     folder = files("voicewire.rt.relay") / "page"
     found: dict[str, tuple[str, bytes]] = {}
@@ -37,5 +38,5 @@ def load(voices: str | None, queries: bool, talkers: int) -> dict[str, tuple[str
                 found[f"/{f.name}"] = (TYPES[ending], f.read_bytes())
     if "/index.html" in found:
         found["/"] = found["/index.html"]
-        found["/server.json"] = (TYPES[".json"], json.dumps({"voices": voices, "queries": queries, "talkers": talkers}).encode())
+        found["/server.json"] = (TYPES[".json"], json.dumps({"voices": voices, "queries": queries, "talkers": talkers, "converts": converts}).encode())
     return found

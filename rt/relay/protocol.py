@@ -26,7 +26,7 @@ MAX_NAME = 128  # characters of a mark
 MAX_VOICE = 1 << 17  # characters of a voiceprint in base64; they have about 40,000
 ENROLL_S = 8.0
 FORMATS = ("s16le", "f32le", "opus", "tokens")
-_SET = {"event", "strength_db", "bypass", "task", "voice", "query", "talker", "query_gain_db"}
+_SET = {"event", "strength_db", "bypass", "task", "voice", "query", "talker", "query_gain_db", "voice_strength"}
 _START = _SET | {"rate", "format", "channels", "header", "live", "resume", "weights"}
 _ASKED = {"task", "voice", "query", "talker"}
 MAX_TALKERS = 8
@@ -96,6 +96,11 @@ def _query_gain(message: dict[str, Any]) -> float | None:
     return _level(message, "query_gain_db", *QUERY_GAIN_DB)
 
 
+def _voice_strength(message: dict[str, Any]) -> float:
+    value = _level(message, "voice_strength", 0, 1)
+    return 1.0 if value is None else value
+
+
 def pack_voice(voice: bytes) -> str:
     """A voiceprint file as it is sent."""
     return base64.b64encode(voice).decode()
@@ -114,8 +119,8 @@ def _task(message: dict[str, Any]) -> tuple[str, bytes | None, str | None, int |
         raise ProtocolError("bad_field", str(e)) from None
     if query is not None and task != "query":
         raise ProtocolError("bad_query", f"the task '{task}' takes no query; ask for the task 'query', or leave query away")
-    if voice is not None and task != "extract":
-        raise ProtocolError("bad_voice", f"the task '{task}' takes no voice; ask for the task 'extract', or leave voice away")
+    if voice is not None and task not in ("extract", "convert"):
+        raise ProtocolError("bad_voice", f"the task '{task}' takes no voice; ask for the task 'extract' or 'convert', or leave voice away")
     if talker is not None and task != "separate":
         raise ProtocolError("bad_field", f"the task '{task}' takes no talker; ask for the task 'separate', or leave talker away")
     number = None if talker is None else _whole(message, "talker", None, 1, MAX_TALKERS)
@@ -158,7 +163,7 @@ def parse_start(message: dict[str, Any]) -> tuple[Start, str]:
     task, voice, query, talker = _task(message)
     start = Start(
         rate, channels, task, _strength(message), _flag(message, "bypass", False), kind != "f32le",
-        _flag(message, "header", False), _flag(message, "live", True), resume, voice, query, talker, _query_gain(message),
+        _flag(message, "header", False), _flag(message, "live", True), resume, voice, query, talker, _query_gain(message), _voice_strength(message),
     )  # fmt: skip
     return start, kind
 
@@ -170,7 +175,7 @@ def _parse_set(message: dict[str, Any]) -> Set:
         raise ProtocolError("bad_field", f"set needs one of: {', '.join(sorted(_SET - {'event'}))}")
     asked = "task" in given or any(message.get(key) is not None for key in _ASKED)
     given = given | _ASKED if asked else given - _ASKED
-    return Set(given, _strength(message), _flag(message, "bypass", False), *_task(message), _query_gain(message))
+    return Set(given, _strength(message), _flag(message, "bypass", False), *_task(message), _query_gain(message), _voice_strength(message))
 
 
 def _parse_enroll(message: dict[str, Any]) -> Enroll:

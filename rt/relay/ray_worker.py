@@ -14,10 +14,9 @@ from typing import Any
 
 import ray
 
-from voicewire.engines.engine import WEIGHTS, open_engine
-
+from .config import Config, engine_of
 from .handover import KEEP_S, MOST, name_one, unknown
-from .server import Config, Relay
+from .server import Relay
 from .workers import logs, loop_factory, settle
 
 WARM_BYTES = 1 << 20  # about what a stream carries
@@ -104,7 +103,7 @@ class Worker:
             self._loop = asyncio.get_running_loop()
             through = Through(self._keeper)
             await through.take(await through.put(bytes(WARM_BYTES)))  # the first time takes 100 ms longer, which a live stream would hear
-            self._relay = Relay(open_engine(self._config.engine, self._config.weights or WEIGHTS), self._config, through)
+            self._relay = Relay(engine_of(self._config), self._config, through)
             await self._relay.run(ready=self._listens)
 
         settle()

@@ -15,7 +15,7 @@ import numpy as np
 from voicewire.engines.sentence import check
 
 from .. import enroll, files
-from ..lane import F32, Samples, check_query_gain, to_float, to_int16
+from ..lane import F32, Samples, check_query_gain, check_voice_strength, to_float, to_int16
 from .client import Client
 
 
@@ -46,12 +46,13 @@ async def through(client: Client, x: Samples, *, block_ms: float = 20.0, realtim
 
 def send_file(
     source: Path, target: Path, url: str, *, token: str | None = None, task: str | None = None, enrolled: Path | None = None, talker: int | None = None,
-    query: str | None = None, query_gain_db: float | None = None, realtime: bool = False, as_json: bool = False,
+    query: str | None = None, query_gain_db: float | None = None, voice_strength: float = 1.0, realtime: bool = False, as_json: bool = False,
 ) -> int:  # fmt: skip
     """`voicewire send`: a file through a relay. enrolled: a voiceprint file, or a recording to make one of here. talker: of two unknown ones,
-    1 or 2. query: the sound to keep, in words; query_gain_db: see `Stream`. ValueError with one line when it cannot be done."""
+    1 or 2. query: the sound to keep, in words; query_gain_db and voice_strength: see `Stream`. ValueError with one line when it cannot be done."""
     files.check_asked(query, query_gain_db, enrolled, talker)
     check_query_gain(query_gain_db)
+    check_voice_strength(voice_strength)
     files.check_writable(target)
     voice = None if enrolled is None else enroll.file_bytes(enrolled)
     usual = next((t for t, what in (("query", query), ("extract", voice), ("separate", talker)) if what is not None), "restore")
@@ -62,7 +63,8 @@ def send_file(
     async def go() -> tuple[Samples, Client]:
         client = Client(
             url, rate, channels=x.shape[1], dtype="int16" if whole else "float32", token=token, task=task or usual, voice=voice,
-            query=None if query is None else check(query), talker=talker, query_gain_db=query_gain_db, live=False, timed=realtime, say=_say,
+            query=None if query is None else check(query), talker=talker, query_gain_db=query_gain_db, voice_strength=voice_strength, live=False,
+            timed=realtime, say=_say,
         )  # fmt: skip
         async with client:
             return await through(client, to_int16(x) if whole else x, block_ms=20 if realtime else 100, realtime=realtime), client

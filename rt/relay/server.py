@@ -7,14 +7,13 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import secrets
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -26,18 +25,18 @@ from voicewire.engines.query import Query
 
 from ..lane import Samples
 from .adapters import Twilio, Vonage
-from .capacity import measure
+from .capacity import capacity
+from .config import Config
 from .connection import Connection
 from .events import Adapter, ProtocolError, Reply, Start
-from .gate import Door, Gate
+from .gate import Gate
 from .handover import Folder, Handover
-from .limits import Limits
 from .metrics import Metrics
 from .place import Place
 from .protocol import V1, pack_voice
 from .record import Recorder
 from .session import Session
-from .slots import FRAME_S, Batching, Delivery, Full, Scheduler, Slot, StepTime
+from .slots import FRAME_S, Delivery, Full, Scheduler, Slot, StepTime
 from .tls import TlsFirst, context
 from .voices import Voices
 
@@ -49,38 +48,21 @@ MOVE_S = 0.1  # between streams that are asked to leave
 log = logging.getLogger("voicewire.relay")
 
 
-@dataclass(frozen=True)
-class Config:
-    """What `serve` was told. max_streams None: measure. certificate, key: TLS from these files. record: where to keep what is said, None: nowhere.
-    handover: folder for streams on their way to another worker. engine: a name of `open_engine`. weights: the folder it opens,
-    None: the one that is installed, on whatever machine this gets to."""
-
-    host: str = "127.0.0.1"
-    port: int = 8765
-    door: Door = field(default_factory=Door)
-    limits: Limits = field(default_factory=Limits)
-    batching: Batching = field(default_factory=Batching)
-    max_streams: int | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    record: Path | None = None
-    handover: Path | None = None
-    engine: str = "onnx"
-    weights: Path | None = None
-
-
 class Relay:
     """One worker. `await run(...)` serves until SIGTERM or SIGINT, then lets its streams go."""
 
     def __init__(self, engine: Engine, config: Config, handover: Handover | None = None) -> None:
         """handover: where streams leave for other workers, if not through the folder that the configuration names."""
         self.config, self.limits = config, config.limits
-        self.capacity = config.max_streams or measure(engine, config.batching.max_batch)
+        self._capacity = capacity(engine, config.max_streams, config.batching.max_batch)
+        self.capacity = self._capacity.main.streams  # of streams that do not convert
+        self.converting_capacity = self._capacity.converter.streams if self._capacity.converter else 0
         self.metrics = Metrics()
         self.metrics.capacity.set(self.capacity)
+        self.metrics.converting_capacity.set(self.converting_capacity)
         self.sessions: dict[str, tuple[Session, Connection]] = {}
         self._loop = asyncio.get_running_loop()
-        self._scheduler = Scheduler(engine, self.capacity, self._results, config.batching, self._stepped)
+        self._scheduler = Scheduler(engine, self._capacity.rows, self._results, config.batching, self._stepped)
         self._voices = Voices(engine, config.weights or WEIGHTS)
         self._handover = handover or (Folder(config.handover) if config.handover else None)
         self._recorder = Recorder(config.record) if config.record else None
@@ -91,7 +73,7 @@ class Relay:
         self._late: deque[float] = deque(maxlen=self.limits.late_frames)  # when frames were late
         self._gate = Gate(
             config.door, ADAPTERS, state=self._state, room=self._room, metrics=self.metrics.text, refused=lambda r: self.metrics.refused.labels(r).inc(),
-            voices=self._voices.weights, queries=self._voices.queries, talkers=len(self._voices.talkers),
+            voices=self._voices.weights, queries=self._voices.queries, talkers=len(self._voices.talkers), converts=self._voices.converts,
         )  # fmt: skip
 
     # -- who may come in -----------------------------------------------------------------------------------------------
@@ -104,7 +86,27 @@ class Relay:
         """moving: a stream that another worker had admitted."""
         if not moving and len(self._late) == self._late.maxlen and time.monotonic() - self._late[0] < LATE_S:
             return RETRY_S  # slower than measured at start: whoever is here comes first
-        return 0.0 if self._scheduler.used < self.capacity and self._connections < self.capacity + self.limits.handshakes else RETRY_S
+        others, converting = self._taken()
+        room = self._capacity.fits(others + 1, converting) or (self.converting_capacity > 0 and self._capacity.fits(others, converting + 1))
+        return 0.0 if room and self._connections < self._capacity.rows + self.limits.handshakes else RETRY_S
+
+    def _taken(self, but: Session | None = None) -> tuple[int, int]:
+        """→ (streams that do not convert, that do), one of them left out."""
+        if not self.converting_capacity:
+            return len(self.sessions) - (but is not None and but.name in self.sessions), 0
+        tasks = [session.task for session, _ in self.sessions.values() if session is not but]
+        converting = tasks.count("convert")
+        return len(tasks) - converting, converting
+
+    def _fits(self, session: Session, task: str) -> bool:
+        """Whether there is room for it with that task, beside the others."""
+        others, converting = self._taken(session)
+        return self._capacity.fits(others, converting + 1) if task == "convert" else self._capacity.fits(others + 1, converting)
+
+    def admit(self, session: Session, task: str) -> None:
+        """ProtocolError `no_room` where a stream may not go on with another task."""
+        if not self._fits(session, task):
+            raise ProtocolError("no_room", f"no room for one more stream with the task '{task}'; this one goes on as it was; ask again later")
 
     def _check(self, connection: ServerConnection, request: Request) -> Response | None:
         assert isinstance(connection, Connection)
@@ -145,18 +147,22 @@ class Relay:
         record = functools.partial(self._recorder.put, name) if self._recorder else None
         try:
             session = Session(name, event, connection, self._scheduler, self._voices, inside_s=self.limits.inside_s, luggage=luggage, record=record)
-        except Full:  # not after `_room`, but the scheduler has the last word
-            raise ProtocolError("busy", "all streams are taken; come back later", fatal=True) from None
+            if not self._fits(session, session.task):
+                session.close()
+                raise Full
+        except Full:
+            self.metrics.refused.labels("busy").inc()
+            raise ProtocolError("busy", "all streams that there is room for are taken; come back later", fatal=True) from None
         if self._recorder:
             self._recorder.open(name, event.rate)
         self.sessions[name] = (session, connection)
         self.metrics.begin(session)
-        self.metrics.streams.set(self._scheduler.used)
+        self._count()
         self._say("start", session=name, rate=event.rate, channels=event.channels, task=session.task, resumed=luggage is not None)
         ready = {
             "session": name, "latency_ms": round(session.latency_ms, 4), "latency_samples": session.latency_samples, "frame_ms": 1e3 * FRAME_S,
             "recorded": record is not None, "voices": self._voices.weights, "queries": self._voices.queries,
-            "talkers": len(self._voices.talkers),
+            "talkers": len(self._voices.talkers), "converts": self._voices.converts,
         }  # fmt: skip
         connection.send_reply(Reply("ready", ready))
         return session
@@ -167,10 +173,14 @@ class Relay:
         if session and self.sessions.pop(session.name, None):
             session.close()
             self.metrics.count(session, ended=True)
-            self.metrics.streams.set(self._scheduler.used)
+            self._count()
             if self._recorder:
                 self._recorder.close(session.name)
             self._say("end", session=session.name, code=connection.close_code, seconds=round(time.monotonic() - session.began, 1), **vars(session.tally))
+
+    def _count(self) -> None:
+        self.metrics.streams.set(self._scheduler.used)
+        self.metrics.converting.set(self._taken()[1])
 
     # -- from the scheduler's thread -----------------------------------------------------------------------------------
     def _results(self, done: Sequence[Delivery]) -> None:
@@ -204,6 +214,7 @@ class Relay:
     async def _tick(self) -> None:
         while True:
             self._say_engine()
+            self._count()
             await asyncio.sleep(1)
             now = time.monotonic()
             for session, connection in list(self.sessions.values()):
@@ -253,7 +264,8 @@ class Relay:
         except Exception as e:
             self.fault(connection, e)
         else:
-            connection.send_reply(Reply("enrolled", {"voice": pack_voice(voice)}))
+            pitch_hz = None if voice.octave is None else round(2**voice.octave, 1)
+            connection.send_reply(Reply("enrolled", {"voice": pack_voice(voice.to_bytes()), "pitch_hz": pitch_hz}))
         finally:
             session.enrolling = False
 
@@ -297,8 +309,9 @@ class Relay:
 
     @property
     def used(self) -> int:
-        """Slots."""
-        return self._scheduler.used
+        """Slots, of `capacity`: streams that convert count as what they take."""
+        others, converting = self._taken()
+        return others if not converting else min(self.capacity, math.ceil(self.capacity * self._capacity.share(others, converting)))
 
     @property
     def broken(self) -> str:
@@ -355,7 +368,8 @@ class Relay:
                 port = 0 if place else next(iter(server.sockets)).getsockname()[1]
                 if place:
                     place.serve(self._loop, self.capacity, lambda: accept(ServerProtocol(max_size=limits.message_bytes), server, **options), self.drain)
-                self._say("listen", port=port or c.port, pid=os.getpid(), tls=tls is not None, max_streams=self.capacity, token=c.door.token is not None)
+                about = {"max_streams": self.capacity, "max_converting_streams": self.converting_capacity, "token": c.door.token is not None}
+                self._say("listen", port=port or c.port, pid=os.getpid(), tls=tls is not None, **about)
                 if ready:
                     ready(port)
                 await self._drain.wait()

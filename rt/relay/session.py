@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from voicewire.engines.converting import stepper, turned
 from voicewire.engines.engine import State, pinned_part
 from voicewire.engines.pcm_slots import Luggage
 
 from ..lane import Lane, Samples, dry_share, to_float, to_int16
+from ..snapshot import head_of, pack, unpack
 from ..snapshot import kind as kind_of
-from ..snapshot import pack, unpack
-from ..stream import check_task
+from ..stream import aimed, check_task
 from .events import Clear, Enroll, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
 from .order import InOrder, Order
 from .playout import Playout
@@ -42,6 +43,9 @@ class Line(Protocol):
 
     def enroll(self, session: Session, heard: Samples) -> None:
         """Make a voiceprint of heard, [samples], and send it; the session may hear another when `enrolling` is false again."""
+
+    def admit(self, session: Session, task: str) -> None:
+        """ProtocolError `no_room` where the session may not go on with that task, for what it takes."""
 
     def leave(self, session: Session) -> None:
         """Keep the session's memory for another worker, then say `moved` and goodbye."""
@@ -77,6 +81,7 @@ class Session:
     ) -> None:  # fmt: skip
         self.name, self.start = name, start
         self.task, self.strength_db, self.query_gain_db, self.bypass = "restore", start.strength_db, start.query_gain_db, start.bypass
+        self.voice_strength = start.voice_strength
         self.tally = Tally()
         self.began = self.heard = time.monotonic()
         self._line, self._scheduler, self._voices, self._record = line, scheduler, voices, record
@@ -98,6 +103,7 @@ class Session:
         packed = None if luggage is None else self._unpack(luggage)
         if packed is None:
             self._ask(start)
+            self._aim()
         self._dry = self._share()
         self._slot = scheduler.open(start.rate, self.done, start.whole, packed)
 
@@ -186,6 +192,10 @@ class Session:
             self.bypass = event.bypass
         if "query_gain_db" in event.given:
             self.query_gain_db = event.query_gain_db
+        if "voice_strength" in event.given:
+            self.voice_strength = event.voice_strength
+        if {"task", "voice_strength"} & event.given:
+            self._aim()
         self._dry = self._share()
 
     def _share(self) -> float:
@@ -196,8 +206,16 @@ class Session:
         task, voice, query, talker = event.task, event.voice, event.query, event.talker
         assert not isinstance(query, str)
         if task != self.task or voice is not None or query is not None or talker is not None:
-            self._turn = self._voices.asked(task, voice, query, talker)
+            asked = self._voices.asked(task, voice, query, talker)
+            if isinstance(event, Set) and (task == "convert") != (self.task == "convert"):
+                self._line.admit(self, task)
+            self._turn = asked
             self.task, self._asked = task, None if task == "restore" else self._turn
+
+    def _aim(self) -> None:
+        """How far to go to the other voice, from the next frame on."""
+        if self.task == "convert" and self._asked is not None:
+            self._asked = self._turn = aimed(self._asked, self.voice_strength)
 
     def _enroll(self, event: Enroll) -> None:
         self._voices.check()
@@ -321,26 +339,25 @@ class Session:
 
     # -- moving --------------------------------------------------------------------------------------------------------
     def _kind(self) -> dict[str, Any]:
-        return kind_of(self._scheduler.engine.weights, self.start.rate, self.start.channels, self.task, "mix")
+        return kind_of(stepper(self._scheduler.engine, self.task).weights, self.start.rate, self.start.channels, self.task, "mix")
 
     def pack(self) -> bytes:
         """The stream's snapshot (`Stream.restore` takes it too). Blocks until its frames are done: call it off the event loop."""
         state, tail, overlap = self._scheduler.export(self._slot)
-        state = {**state, **(self._turn or {})}
+        if self._turn:
+            state = turned(self._scheduler.engine, state, self._turn)
         edge = {"tail": tail, "overlap": overlap, "in": to_float(self._lane.incoming)[0], "out": to_float(self._lane.outgoing)[0]}
         head = self._kind() | {
             "frames": self.tally.samples_in // self._lane.frame_samples, "repaired_samples": self.tally.repaired_samples,
-            "relay": {"strength_db": self.strength_db, "query_gain_db": self.query_gain_db, "bypass": self.bypass, "samples_in": self.tally.samples_in,
-                      "samples_out": self.tally.samples_out, "sequence": self._sequence},
+            "relay": {"strength_db": self.strength_db, "query_gain_db": self.query_gain_db, "voice_strength": self.voice_strength, "bypass": self.bypass,
+                      "samples_in": self.tally.samples_in, "samples_out": self.tally.samples_out, "sequence": self._sequence},
         }  # fmt: skip
         return pack(head, state, edge)
 
     def _unpack(self, data: bytes) -> Luggage:
-        kind = self._kind()
-        del kind["task"]  # may have changed since the client said `start`
         try:
-            head, state, edge = unpack(data, kind, self._scheduler.engine.init_state(1))
-            self.task = check_task(head["task"])
+            self.task = check_task(head_of(data).get("task", ""))  # may have changed since the client said `start`
+            head, state, edge = unpack(data, self._kind(), self._scheduler.engine.init_state(1, self.task))
         except ValueError as e:
             raise ProtocolError("bad_resume", str(e), fatal=True) from None
         self._lane.incoming = to_int16(edge["in"]) if self._direct else edge["in"]
@@ -348,6 +365,7 @@ class Session:
         mine = head["relay"]
         self.strength_db, self.bypass, self._sequence = mine["strength_db"], mine["bypass"], mine["sequence"]
         self.query_gain_db = mine.get("query_gain_db")  # not from a worker of before there were queries
+        self.voice_strength = mine.get("voice_strength", 1.0)
         if self._sequence is not None:
             following = self._sequence + 1
             self.order = Playout(self.start.rate, following) if self.start.live else InOrder(following)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from voicewire.engines.convert_engine import ConvertEngine
+from voicewire.engines.converting import stepper
 from voicewire.engines.engine import Engine, EngineError, State, pinned_part
 from voicewire.engines.places import places, separates
 from voicewire.engines.query import Query, ask, takes_queries
-from voicewire.engines.voiceprint import Voiceprint, enrol, known
+from voicewire.engines.voiceprint import Voiceprint, enrol, known, taken_by
 
 from ..lane import Samples, to_float
 from ..realtime import step_back
@@ -36,13 +38,17 @@ class Hearing:
 
 class Voices:
     """engine: what steps the streams. folder: its weights, with the encoders of voices and queries where they know any. weights: the fingerprint that
-    voiceprints for it carry, None where it knows no voices. queries: whether it takes any. talkers: the places of those it tells apart."""
+    voiceprints for it carry, None where it knows no voices. queries: whether it takes any. talkers: the places of those it tells apart. converts:
+    the fingerprint of the voiceprints to speak as, None where it converts no voices."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
-        self._engine, self._folder = engine, folder
+        self._engine, self._folder = stepper(engine, "restore"), folder
+        one = stepper(engine, "convert")
+        self._converter = one if isinstance(one, ConvertEngine) else None
         self.weights = engine.weights if known(folder) == engine.weights else None
         self.queries = self.weights is not None and takes_queries(folder)  # a model that takes queries knows voices
         self.talkers = places(folder) if self.weights is not None and separates(folder) else ()
+        self.converts = taken_by(self._converter) if self._converter else None
         self._thread = ThreadPoolExecutor(1, "voicewire-enroll", step_back)  # one at a time, and the streams first
         self._words = ThreadPoolExecutor(1, "voicewire-query", step_back)  # milliseconds, which must not wait for an enrolment
 
@@ -54,9 +60,9 @@ class Voices:
 
     def asked(self, task: str, voice: bytes | None, query: Query | None, talker: int | None = None) -> State:
         """What a stream is asked for, as its slot is told (`PcmSlots.pin`). voice: a voiceprint file. ProtocolError `no_voices`, `bad_voice`, `no_queries`,
-        `bad_query`, and `bad_field` for a talker that is not there."""
+        `bad_query`, `no_converter`, and `bad_field` for a talker that is not there."""
         if task == "convert":
-            raise ProtocolError("bad_field", "the task 'convert' is for files and live audio; relays do not offer it yet")
+            return self._converted(voice)
         if task == "extract":
             self.check()
         if task == "query":
@@ -73,6 +79,16 @@ class Voices:
             return pinned_part(first_state(self._engine, 1, task, wanted))
         except ValueError as e:
             raise ProtocolError("bad_voice" if query is None else "bad_query", str(e)) from None
+
+    def _converted(self, voice: bytes | None) -> State:
+        if self._converter is None or self.converts is None:
+            raise ProtocolError("no_converter", "this server converts no voices; start it with --tasks, where the repository is installed: pip install -e .")
+        if voice is None:
+            raise ProtocolError("bad_voice", "the task 'convert' needs a voiceprint of whom to speak as; send one as voice, or make one with the event enroll")
+        try:
+            return pinned_part(first_state(self._converter, 1, "convert", Voiceprint.from_bytes(voice, self.converts)))
+        except ValueError as e:
+            raise ProtocolError("bad_voice", str(e)) from None
 
     def _separated(self, talker: int | None) -> State:
         if not self.talkers:
@@ -103,11 +119,11 @@ class Voices:
         except (ValueError, EngineError) as e:
             raise ProtocolError("bad_query", f"the server cannot take it: {e}") from None
 
-    async def enrol(self, x: Samples, rate: int) -> bytes:
-        """x: [samples] of one talker → the voiceprint file. ProtocolError `bad_voice` for less than 1 s of speech. On a thread of its own."""
+    async def enrol(self, x: Samples, rate: int) -> Voiceprint:
+        """x: [samples] of one talker. ProtocolError `bad_voice` for less than 1 s of speech. On a thread of its own."""
 
-        def make() -> bytes:
-            return enrol(to_float(x)[0], rate, self._folder).to_bytes()
+        def make() -> Voiceprint:
+            return enrol(to_float(x)[0], rate, self._folder, self._converter)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, make)

@@ -14,14 +14,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from voicewire.engines.engine import WEIGHTS, open_engine, weights_for
+from voicewire.engines.convert_engine import GRAPH
+from voicewire.engines.engine import CONVERT_WEIGHTS, weights_for
 
 from ..files import InputError
+from .config import Config, engine_of
 from .gate import LOOPBACK, Door
 from .limits import Limits
 from .place import Place
 from .scale import Sizes
-from .server import Config, Relay
+from .server import Relay
 from .tls import context
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -42,6 +44,7 @@ def configure(a: argparse.Namespace) -> Config:
     return Config(
         host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record,
         handover=getattr(a, "handover", None), engine=a.engine, weights=weights_for("query") if a.tasks else None,
+        converter=CONVERT_WEIGHTS if a.tasks and (CONVERT_WEIGHTS / GRAPH).exists() else None,
     )  # fmt: skip
 
 
@@ -83,7 +86,7 @@ def run_one(config: Config, place: Place | None = None, ready: Callable[[int], N
     settle()
 
     async def main() -> None:
-        await Relay(open_engine(config.engine, config.weights or WEIGHTS), config).run(place, ready)
+        await Relay(engine_of(config), config).run(place, ready)
 
     with asyncio.Runner(loop_factory=loop_factory(config)) as runner:
         runner.run(main())

@@ -21,6 +21,7 @@ import pytest
 from relay_tools import wait_for
 
 from voicewire.engines import Engine
+from voicewire.engines.convert_engine import GRAPH
 from voicewire.engines.query import takes_queries
 from voicewire.engines.voiceprint import known
 from voicewire.rt import Stream
@@ -63,9 +64,10 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_both_servers_offer_all_tasks_when_told_to(command: str) -> None:
     parser = argparse.ArgumentParser()
     add_commands(parser.add_subparsers(dest="command"))
-    assert configure(parser.parse_args([command])).weights is None
-    weights = configure(parser.parse_args([command, "--tasks"])).weights
-    assert weights is not None and known(weights) and takes_queries(weights)
+    plain, all_tasks = configure(parser.parse_args([command])), configure(parser.parse_args([command, "--tasks"]))
+    assert plain.weights is None and plain.converter is None
+    assert all_tasks.weights is not None and known(all_tasks.weights) and takes_queries(all_tasks.weights)
+    assert all_tasks.converter is not None and (all_tasks.converter / GRAPH).exists()
 
 
 class Cluster:

@@ -317,7 +317,7 @@ def test_what_cannot_be_enrolled(relay: Running) -> None:
 def test_an_enrolment_under_way_dies_with_its_connection(relay: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(x: np.ndarray, rate: int, folder: Path) -> Any:
+    def slow(x: np.ndarray, rate: int, folder: Path, converter: Any) -> Any:
         assert threading.current_thread().name.startswith("voicewire-enroll")
         begun.set()
         assert go_on.wait(20)

@@ -3,21 +3,25 @@
 import { Apart } from "./apart.js";
 import { Recording, Comparison, LONGEST_S } from "./compare.js";
 import { microphone, listDevices, MicrophoneError } from "./devices.js";
+import { Numbers } from "./numbers.js";
+import { FILE_RATE, Other, read, samplesOf, seconds } from "./other.js";
 import { Sound } from "./sound.js";
 import { Spectrogram, animate } from "./spectrum.js";
-import { ENROLL_S, Voice } from "./voice.js";
+import { ENROLL_S, TALKER, Voice } from "./voice.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST = 44; // the strength slider's last step: no limit
-const USUAL_DB = { restore: 26, extract: 40, separate: 40, query: 40 }; // the strength, until somebody moves the slider
+const USUAL_DB = { restore: 26, extract: 40, separate: 40, query: 40, convert: 26 }; // the strength, until somebody moves the slider
 const views = [new Spectrogram($("before")), new Spectrogram($("after"))];
-const comparison = new Comparison($);
-const NOTHING = { task: "restore", voice: null, query: null, talker: null, query_gain_db: null }; // asked for beside restoration
-const voice = new Voice($, () => another(voice), () => (session ? finish(session) : begin("enroll")));
+const comparison = new Comparison($), numbers = new Numbers($);
+const NOTHING = { task: "restore", voice: null, query: null, talker: null, query_gain_db: null, voice_strength: null }; // asked for beside restoration
+const record = (who) => (session ? finish(session) : begin("enroll", who));
+const voice = new Voice($, TALKER, () => another(voice), record);
+const other = new Other($, () => another(other), record, (file) => begin("enroll", other, file), far);
 const sound = new Sound($, () => another(sound), level);
 const apart = new Apart($, () => another(apart));
-const wishes = [voice, sound, apart];
-let session = null, lastStats = null, unsent = 0, moved = false;
+const voices = [voice, other], wishes = [voice, other, sound, apart];
+let session = null, moved = false;
 
 // -- what is said ---------------------------------------------------------------------------------------------------
 function state(kind, text) {
@@ -62,13 +66,17 @@ function explain(status, why) {
 }
 
 // -- one session ----------------------------------------------------------------------------------------------------
-async function begin(how = mode()) {
+// who: whose voice is enrolled, and file: from where, if not from the microphone.
+async function begin(how = mode(), who = null, file = null) {
   trouble();
   comparison.hide();
-  lastStats = null;
-  unsent = 0;
-  const mine = session = { mode: how, stops: [], over: false };
+  numbers.reset();
+  const mine = session = { mode: how, who, file, stops: [], over: false };
   busy(true);
+  if (file) {
+    enrollFile(mine);
+    return;
+  }
   state("wait", "Asking for the microphone");
   try {
     const stream = await microphone($);
@@ -80,6 +88,34 @@ async function begin(how = mode()) {
     state("bad", "Not started");
     trouble(e instanceof MicrophoneError ? e.message : `This browser cannot do it: ${e.message}`);
   }
+}
+
+// As a recording, but for the microphone.
+async function enrollFile(mine) {
+  state("wait", "Reading the file");
+  try {
+    mine.samples = await samplesOf(mine.file);
+  } catch (e) {
+    end(mine);
+    trouble(e.message);
+    return;
+  }
+  const up = new MessageChannel();
+  mine.up = up.port1;
+  connect(mine, FILE_RATE, seconds(mine.samples), { microphone: up.port2 });
+}
+
+// A worker that speaks with the server. enroll: seconds of a voice to enroll, or 0. ports: from the microphone, and to the player.
+function connect(mine, rate, enroll, ports) {
+  const worker = mine.worker = new Worker("socket.js");
+  worker.onmessage = (e) => hear(mine, e.data);
+  worker.onerror = (e) => { end(mine); state("bad", "Stopped"); trouble(`A fault in this page: ${e.message}`); };
+  const start = {
+    event: "start", rate, format: "s16le", channels: 1, header: true, live: mine.mode === "live", strength_db: strength(),
+    bypass: $("bypass").getAttribute("aria-checked") === "true", ...(mine.mode === "enroll" ? NOTHING : wanted()),
+  };
+  worker.postMessage({ do: "start", where: withToken("/v1/where").href, start, enroll, keep: mine.mode === "compare", ...ports }, Object.values(ports));
+  state("wait", "Connecting");
 }
 
 async function wire(mine, stream) {
@@ -104,21 +140,12 @@ async function wire(mine, stream) {
   views[0].watch(source);
   views[1].watch(player);
 
-  const worker = mine.worker = new Worker("socket.js");
   const up = new MessageChannel(), down = new MessageChannel();
   capture.port.postMessage({ port: up.port1 }, [up.port1]);
   player.port.postMessage({ port: down.port1 }, [down.port1]);
   player.port.onmessage = (e) => showPlaying(mine, e.data);
-  worker.onmessage = (e) => hear(mine, e.data);
-  worker.onerror = (e) => { end(mine); state("bad", "Stopped"); trouble(`A fault in this page: ${e.message}`); };
   if (mine.mode === "compare") mine.recording = new Recording(context.sampleRate);
-  const start = {
-    event: "start", rate: context.sampleRate, format: "s16le", channels: 1, header: true, live: mine.mode === "live", strength_db: strength(),
-    bypass: $("bypass").getAttribute("aria-checked") === "true", ...(mine.mode === "enroll" ? NOTHING : wanted()),
-  };
-  const enroll = mine.mode === "enroll" ? ENROLL_S : 0;
-  worker.postMessage({ do: "start", where: withToken("/v1/where").href, start, enroll, keep: mine.mode === "compare", microphone: up.port2, player: down.port2 }, [up.port2, down.port2]);
-  state("wait", "Connecting");
+  connect(mine, context.sampleRate, mine.mode === "enroll" ? ENROLL_S : 0, { microphone: up.port2, player: down.port2 });
 
   const [track] = stream.getAudioTracks();
   track.onended = () => { finish(mine); trouble("The microphone is gone. Plug it in again or choose another one, then press Start."); };
@@ -136,19 +163,18 @@ function hear(mine, data) {
     trouble();
     $("token-form").hidden = true;
     knows(message);
-    state("on", mine.mode === "live" ? "Live" : "Recording");
-    if (mine.mode === "enroll") voice.hear(mine.source);
+    state("on", mine.mode === "live" ? "Live" : mine.file ? "Listening to the file" : "Recording");
+    if (mine.file) read(mine.samples, mine.up);
+    else if (mine.mode === "enroll") mine.who.hear(mine.source);
     if (message.recorded) $("kept").textContent = "The server keeps a recording of what you say here.";
   } else if (event === "stats") {
-    lastStats = message;
-    showNetwork();
+    numbers.network({ stats: message });
   } else if (event === "unsent") {
-    unsent = data.unsent;
-    showNetwork();
+    numbers.network({ unsent: data.unsent });
   } else if (event === "enrolled") {
     finish(mine);
-    voice.hush();
-    voice.keep(message.voice);
+    mine.who.hush();
+    trouble(mine.who.keep(message));
   } else if (event === "error") refused(mine, message);
   else if (event === "lag") state("wait", "Your connection is slow");
   else if (event === "lost") away(mine, data);
@@ -158,18 +184,21 @@ function hear(mine, data) {
 
 // What the server says of a voice or a sound, and what to do about it. Whatever else it does not like ends the connection.
 function refused(mine, { code, text }) {
-  if (!["bad_voice", "no_voices", "bad_query", "no_queries"].includes(code)) return;
+  if (!["bad_voice", "no_voices", "bad_query", "no_queries", "no_converter", "no_room"].includes(code)) return;
   finish(mine);
   if (code === "bad_query") { sound.turn(false); trouble(`This sound cannot be picked out: ${text}`); }
   else if (code === "no_queries") { sound.knows(false); trouble("This server’s model knows no sounds by name, so it cannot pick one out."); }
   else if (code === "no_voices") { voice.knows(null); apart.knows(0); trouble("This server’s model knows no voices, so it cannot keep one talker."); }
+  else if (code === "no_converter") { other.knows(null); trouble("This server cannot change voices."); }
+  else if (code === "no_room") trouble("The server has no room for this just now. Press Start to try it again, or choose something else first.");
+  else if (mine.file) trouble(`This file cannot be used: ${text.split(";")[0]}. Choose one with 5 to 10 seconds of one talker.`);
   else if (mine.mode === "enroll") trouble(`The talker could not be recorded: ${text.split(";")[0]}. Speak for the whole ${ENROLL_S} seconds, close to the microphone.`);
-  else { voice.drop(); trouble($("voice-text").textContent); }
+  else { const one = other.on ? other : voice; one.drop(); trouble(one.words.unfit); }
 }
 
 function away(mine, { wait, ready, status, why }) {
   if (mine.finishing) return;
-  voice.hush();
+  mine.who?.hush();
   state("wait", `Connecting again in ${wait} s`);
   trouble(explain(status, why) ?? (ready ? "The connection was lost. Connecting again by itself; your microphone stays open."
     : "The server took no more. It may be full; trying again by itself."));
@@ -186,7 +215,7 @@ function finish(mine) {
 function end(mine) {
   if (mine.over) return;
   mine.over = true;
-  voice.hush();
+  mine.who?.hush();
   views.forEach((v) => v.unwatch());
   mine.worker?.terminate();
   mine.stops.forEach((s) => s());
@@ -200,30 +229,13 @@ function busy(on) {
   $("go").textContent = on ? "Stop" : "Start";
   $("go").dataset.on = on;
   document.querySelectorAll("input[name=mode]").forEach((i) => { i.disabled = on; });
-  $("enroll").disabled = on && session?.mode !== "enroll";
+  for (const one of voices) one.busy(on, session?.who === one && !session.file);
 }
 
-// -- numbers --------------------------------------------------------------------------------------------------------
 function showPlaying(mine, p) {
   if (mine.over) return;
   if (mine.recording) state("on", `Recording, ${mine.recording.seconds.toFixed(0)} s`);
-  const device = mine.context.outputLatency || mine.context.baseLatency || 0;
-  if (p.delay !== null) {
-    const all = 1000 * (p.delay + device), held = 1000 * p.depth + (lastStats?.hold_ms ?? 0);
-    const rest = Math.max(0, all - 1000 * device - mine.latency - held);
-    $("delay").textContent = `${Math.round(all)} ms`;
-    $("delay-parts").textContent = `${Math.round(mine.latency)} the model, ${Math.round(held)} waiting for late packets, ${Math.round(rest)} network and blocks, `
-      + `${Math.round(1000 * device)} your loudspeaker`;
-  }
-  $("gaps").textContent = p.gaps;
-  const cut = p.removed + p.skipped;
-  $("gaps-parts").textContent = `${p.gaps ? "sound came later than expected" : "none so far"}${cut >= 0.05 ? `; ${cut.toFixed(1)} s left out to catch up` : ""}`;
-}
-
-function showNetwork() {
-  const lost = (lastStats?.lost ?? 0), late = lastStats?.late ?? 0;
-  $("lost").textContent = lost;
-  $("lost-parts").textContent = `packets, filled in by the server; ${late} came too late${unsent ? `, ${unsent} could not be sent` : ""}`;
+  numbers.playing(mine.context.outputLatency || mine.context.baseLatency || 0, mine.latency, p);
 }
 
 // -- controls -------------------------------------------------------------------------------------------------------
@@ -237,7 +249,7 @@ function label(slider, text) {
 
 function showStrength() {
   const db = strength();
-  $("strength").disabled = sound.on && sound.gain !== null; // everything stays then, whatever its level
+  $("strength").disabled = other.on || (sound.on && sound.gain !== null); // nothing is taken away then
   label("strength", db > MOST ? "no limit" : db ? `${db} dB` : "0 dB: nothing");
 }
 
@@ -256,9 +268,14 @@ function level() {
   if (sound.on) set({ query_gain_db: sound.gain });
 }
 
+function far() {
+  if (other.on) set({ voice_strength: other.strength });
+}
+
 // Before a stream begins, so that nothing is shown that the server cannot do; and again once one has begun.
-function knows({ voices, queries, talkers }) {
+function knows({ voices, queries, talkers, converts }) {
   voice.knows(voices);
+  other.knows(converts);
   sound.knows(queries);
   apart.knows(talkers);
 }
@@ -286,7 +303,7 @@ $("bypass").onclick = () => {
 };
 $("speaker").onchange = () => session?.context?.setSinkId($("speaker").value).catch(() => trouble("This loudspeaker cannot be used. Choose another one."));
 for (const id of ["microphone", "echoCancellation", "noiseSuppression", "autoGainControl"]) {
-  $(id).onchange = () => { if (session) { const mine = session; end(mine); begin(mine.mode); } };
+  $(id).onchange = () => { if (session) { const mine = session; end(mine); begin(mine.mode, mine.who, mine.file); } };
 }
 document.querySelectorAll("input[name=mode]").forEach((i) => { i.onchange = hint; });
 $("token-form").onsubmit = (e) => {

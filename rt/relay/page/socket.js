@@ -74,8 +74,9 @@ function use(mine, first) {
       latency = message.latency_ms / 1000;
       const kept = moving?.kept ?? [];
       moving = null;
-      const { strength_db, bypass, task, voice, query, talker, query_gain_db } = start;
-      if (first.resume) mine.send(JSON.stringify({ event: "set", strength_db, bypass, task, voice, query, talker, query_gain_db })); // may have changed meanwhile
+      const { strength_db, bypass, task, voice, query, talker, query_gain_db, voice_strength } = start;
+      const asked = { strength_db, bypass, task, voice, query, talker, query_gain_db, voice_strength };
+      if (first.resume) mine.send(JSON.stringify({ event: "set", ...asked })); // may have changed meanwhile
       if (enroll) mine.send(JSON.stringify({ event: "enroll", seconds: enroll }));
       kept.forEach(say);
     }
