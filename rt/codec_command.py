@@ -78,10 +78,9 @@ def _decode(a: argparse.Namespace) -> str:
     _check_place(a.input, a.output)
     if not a.input.is_file():
         raise files.InputError(f"no file {a.input}")
+    engine = CodecEngine(a.weights)
     try:
-        header, tokens, sent, samples = codec.read_tokens(a.input.read_bytes())
-        engine = CodecEngine(a.weights)
-        codec.check_weights(header, engine)
+        header, tokens, sent, samples = codec.read_tokens(a.input.read_bytes(), engine.odds)
     except TokenError as e:
         raise files.InputError(f"{a.input} {e}") from None
     y = codec.decode(tokens, header.rate, samples, engine)

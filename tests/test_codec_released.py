@@ -62,7 +62,7 @@ def test_pauses_cost_little(clean: np.ndarray, engine_and_tokens: tuple[CodecEng
     assert len(variable) < 0.8 * len(constant)
     alike = []
     for data in (constant, variable):
-        _, tokens, _, samples = read_tokens(data)
+        _, tokens, _, samples = read_tokens(data, engine.odds)
         alike.append(likeness(decode(tokens, 16000, samples, engine), x))
     assert alike[1] > alike[0] - 0.05
 
@@ -86,4 +86,4 @@ def test_codes_are_in_use(engine_and_tokens: tuple[CodecEngine, np.ndarray]) -> 
 
 def test_weights_stay_small() -> None:
     assert sum(f.stat().st_size for f in WEIGHTS.rglob("*")) < 40 * 2**20
-    assert {"codec.json", "codec.safetensors", "encode.onnx", "decode.onnx", "MODEL_CARD.md"} == {f.name for f in CODEC_WEIGHTS.iterdir()}
+    assert {"codec.json", "codec.safetensors", "encode.onnx", "decode.onnx", "MODEL_CARD.md", "odds.npz"} == {f.name for f in CODEC_WEIGHTS.iterdir()}

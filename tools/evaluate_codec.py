@@ -129,13 +129,13 @@ def systems(engine: CodecEngine) -> list[System]:
 
     def constant(c: Clip) -> tuple[np.ndarray, float]:
         data = b"".join(codec.encode([c.x], RATE, engine))
-        _, tokens, _, samples = codec.read_tokens(data)
+        _, tokens, _, samples = codec.read_tokens(data, engine.odds)
         return codec.decode(tokens, RATE, samples, engine), 8.0 * len(data)
 
     def variable(threshold: float) -> Callable[[Clip], tuple[np.ndarray, float]]:
         def run(c: Clip) -> tuple[np.ndarray, float]:
             data = b"".join(codec.encode([c.x], RATE, engine, Holder(threshold, CAP_FRAMES)))
-            _, tokens, _, samples = codec.read_tokens(data)
+            _, tokens, _, samples = codec.read_tokens(data, engine.odds)
             return codec.decode(tokens, RATE, samples, engine), 8.0 * len(data)
 
         return run
