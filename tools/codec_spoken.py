@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CODEC_WEIGHTS
 from voicewire.engines.codec_export import load_codec
-from voicewire.engines.config import CORE_BINS
+from voicewire.engines.config import CORE_BINS, HOPS_PER_FRAME
 from voicewire.engines.net.codec import Codec
 from voicewire.engines.net.spectrum import stft
+from voicewire.rt.codec_format import frames_of
 
 from .evaluate_codec import with_pauses
 from .mixer import MIN_SPEECH_SNR_DB
@@ -74,7 +76,8 @@ def speech(cache: Path, chosen: bool) -> Iterator[np.ndarray]:
 @torch.no_grad()
 def tokens_of(x: np.ndarray, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
     """[samples] → tokens [frames, streams], what the semantic search was given [frames, code_dim]."""
-    spec = stft(torch.from_numpy(np.pad(x, (0, -len(x) % FRAME)))[None], HOP)[:, : -(-len(x) // FRAME) * 2, :CORE_BINS].contiguous()
+    frames = frames_of(len(x), RATE)
+    spec = stft(torch.from_numpy(np.pad(x, (0, frames * FRAME - len(x))))[None], HOP)[:, : frames * HOPS_PER_FRAME, :CORE_BINS].contiguous()
     acoustic, semantic, _, _ = codec.encoder.features(spec)
     tokens, z = codec.encoder.tokens(acoustic, semantic)
     return tokens[0].numpy(), z[0].numpy()
@@ -82,13 +85,13 @@ def tokens_of(x: np.ndarray, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
 
 def gather(cache: Path, weights: Path, hours: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
     codec, tokens, semantic = load_codec(weights), [], []
-    with tqdm(total=round(hours * 3600), unit="s", disable=None) as bar:
+    with tqdm(total=round(hours * 3600 * FRAMES_PER_SECOND), unit="frame", disable=None) as bar:
         for n, x in enumerate(speech(cache, False)):
             for y in (x, with_pauses(x)) if n % PAUSED == 0 else (x,):
                 t, z = tokens_of(y, codec)
                 tokens.append(t.astype(np.int16))
                 semantic.append(z.astype(np.float16))
-                bar.update(len(y) // RATE)
+                bar.update(len(t))
             if bar.n >= bar.total:
                 break
     return tokens, semantic
@@ -113,7 +116,7 @@ def main() -> int:
     a.out.mkdir(parents=True, exist_ok=True)
     sizes = np.array([len(t) for t in tokens])
     np.savez_compressed(a.out / "spoken.npz", weights=named, tokens=np.concatenate(tokens), semantic=np.concatenate(semantic), sizes=sizes)
-    print(f"{a.out}: {len(tokens)} clips, {sizes.sum() / 50 / 3600:.2f} h of tokens")
+    print(f"{a.out}: {len(tokens)} clips, {sizes.sum() / FRAMES_PER_SECOND / 3600:.2f} h of tokens")
     return 0
 
 
