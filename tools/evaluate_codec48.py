@@ -24,7 +24,7 @@ from voicewire.rt import codec
 from .evaluate48 import RATE, high_band_lsd_db
 from .evaluate_codec import encode
 
-LOUD = 0.05  # rms
+LOUD = 0.1  # rms
 NARROW = 16000
 
 
