@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from codec_weights import SMALL, tried_codec, write_weights
 
-from tools import fit_codec_odds
+from tools import evaluate_codec, fit_codec_odds
 from tools.codec_spoken import Spoken, tokens_of
 from tools.fit_codec_odds import counted, fit, joined, measured, sent, whole_numbers
 from voicewire.engines.codec_engine import CodecEngine
+from voicewire.engines.codec_hold import Holder
 from voicewire.engines.codec_odds import Odds
 from voicewire.engines.engine import EngineError
-from voicewire.rt.codec import TokenEncoder, encode, read_tokens
+from voicewire.rt.codec import TokenEncoder, decode, encode, read_tokens
 from voicewire.rt.codec_payload import pack_frames
 
 
@@ -95,6 +96,16 @@ def test_spoken_tokens_are_the_streams_own(made: Path) -> None:
         tokens, semantic = tokens_of(x, codec)
         assert tokens.shape == stream.shape and len(semantic) == len(tokens)
         assert (tokens == stream).mean() > 0.98, "but for codes that are nearly as near: the weights of the stream are halves"
+
+
+def test_what_is_evaluated_is_the_file(made: Path) -> None:
+    """Bits and sound of tools.evaluate_codec at variable rate are those of the file that the command writes."""
+    engine, x = CodecEngine(made), (0.1 * np.random.default_rng(3).standard_normal(24000)).astype(np.float32)
+    clip = evaluate_codec.Clip("", x, [], *evaluate_codec.encode(x, engine))
+    y, bits = evaluate_codec.held(clip, evaluate_codec.sent_frames(clip.semantic, -1.0, 4), engine)
+    data = b"".join(encode([x], 16000, engine, Holder(-1.0, 4)))
+    assert bits == 8 * len(data)
+    np.testing.assert_array_equal(y, decode(read_tokens(data, engine.odds)[1], 16000, len(x), engine))
 
 
 def test_clips_come_apart_again(tmp_path: Path) -> None:
