@@ -25,6 +25,7 @@ TOTAL_BITS = 20  # odds of a token are out of 2^20: fewer would cost more in rar
 POWER_BITS = 24  # what the likeliest code weighs before all are brought to that sum
 GAPS = 17  # frames since the last one that was sent, up to 16; 0: there is none
 FINE_BITS, UNIT_BITS = 6, 14  # powers of two are told apart to 1/64 of a bit; logits are kept to 2^-14
+_MOST = 1 << 30
 _DEEP = 40  # a code this many bits behind the likeliest has no weight but the one that all have
 
 
@@ -46,7 +47,8 @@ class Odds:
         t = {k: v.astype(np.int64) for k, v in tables.items()}
         self.streams, self.codes, dim = t["rows"].shape
         self.fingerprint = _fingerprint(weights, tables)
-        self._rows, self._bias = t["rows"].transpose(0, 2, 1).copy(), t["bias"] << (UNIT_BITS - FINE_BITS)
+        # in float64 for the fast product of matrices, which is exact: whole numbers, and below 2^53 whatever the order of the sum
+        self._rows, self._bias = t["rows"].transpose(0, 2, 1).astype(np.float64), t["bias"] << (UNIT_BITS - FINE_BITS)
         self._scale, self._gap, self._powers = t["scale"], t["gap"], t["powers"]
         # what each code of each stream adds for each stream; -1, the last row, adds nothing
         known = np.concatenate([t["rows"], np.zeros((self.streams, 1, dim), np.int64)], 1)
@@ -91,7 +93,8 @@ class Odds:
 
     def counts(self, stream: int, said: I64) -> I64:
         """said: [n, streams, dim] → how likely each code of `stream` is: [n, codes], at least 1, 2^20 in all."""
-        logits = (said[:, stream] * self._scale[stream] >> 16) @ self._rows[stream] + self._bias[stream]
+        wanted = (said[:, stream] * self._scale[stream] >> 16).clip(-_MOST, _MOST).astype(np.float64)
+        logits = (wanted @ self._rows[stream]).astype(np.int64) + self._bias[stream]
         behind = (logits.max(1, keepdims=True) - logits) >> (UNIT_BITS - FINE_BITS)
         weight = self._powers[behind & ((1 << FINE_BITS) - 1)] >> np.minimum(behind >> FINE_BITS, _DEEP)
         counts: I64 = 1 + weight * ((1 << TOTAL_BITS) - self.codes) // weight.sum(1, keepdims=True)

@@ -17,7 +17,7 @@ from voicewire.engines.codec_hold import Holder
 from . import codec, files
 from .codec_format import TokenError
 
-THRESHOLD, CAP_MS = 0.95, 320.0  # chosen by tools.sweep_codec_hold
+THRESHOLD, CAP_MS = 0.95, 640.0  # chosen by tools.sweep_codec_hold
 
 
 def add(sub: Any, positive: Callable[[str], float]) -> None:
@@ -26,12 +26,7 @@ def add(sub: Any, positive: Callable[[str], float]) -> None:
     e = kinds.add_parser("encode", help="a sound file to a token file")
     e.add_argument("input", type=Path, metavar="IN")
     e.add_argument("output", type=Path, metavar="OUT.tok")
-    e.add_argument(
-        "--bitrate",
-        type=positive,
-        metavar="KBIT",
-        help="leave out acoustic layers to stay below this many kbit/s, counted before tokens are packed; default: all, 2.5",
-    )
+    e.add_argument("--bitrate", type=positive, metavar="KBIT", help="leave out acoustic layers to stay below so many kbit/s before packing; default: all, 2.5")
     e.add_argument("--variable", action="store_true", help="variable rate: tokens are held while what is said stays the same")
     e.add_argument("--threshold", type=positive, help=f"with --variable: agreement (cosine) from which on tokens are held; default {THRESHOLD}")
     e.add_argument("--cap-ms", type=positive, help=f"with --variable: longest time that tokens are held; default {CAP_MS:.0f}")

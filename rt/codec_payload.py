@@ -15,6 +15,7 @@ Tokens = NDArray[np.int64]
 Sent = NDArray[np.bool_]
 MASK = (1 << TOTAL_BITS) - 1
 LONGEST = 16
+AT_ONCE = 32  # frames: what is counted for them fits into a cache
 
 
 class Holds:
@@ -66,11 +67,12 @@ def _frames(tokens: Tokens, at: NDArray[np.int64], odds: Odds) -> tuple[NDArray[
     before, earlier = np.full_like(tokens, -1), np.full_like(tokens, -1)
     before[1:], earlier[2:] = tokens[:-1], tokens[:-2]
     said = odds.past(before, earlier, np.diff(at, prepend=at[0]))
-    counts, below, rows = np.zeros_like(tokens), np.zeros_like(tokens), np.arange(n)
+    counts, below = np.zeros_like(tokens), np.zeros_like(tokens)
     for s in range(streams):
-        all_counts = odds.counts(s, said)
-        counts[:, s] = all_counts[rows, tokens[:, s]]
-        below[:, s] = np.cumsum(all_counts, 1)[rows, tokens[:, s]] - counts[:, s]
+        for part in (slice(t, t + AT_ONCE) for t in range(0, n, AT_ONCE)):
+            here, all_counts = tokens[part, s, None], odds.counts(s, said[part])
+            counts[part, s] = np.take_along_axis(all_counts, here, 1)[:, 0]
+            below[part, s] = np.take_along_axis(all_counts.cumsum(1), here, 1)[:, 0] - counts[part, s]
         said = odds.add(said, s, tokens[:, s])
     return counts, below
 
