@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 from codec_weights import SMALL, tried_codec, write_weights
 
 from tools import evaluate_codec, fit_codec_odds
@@ -65,6 +66,10 @@ def test_the_command_binds_its_tables_to_the_weights(made: Path, tmp_path: Path,
     monkeypatch.setattr("sys.argv", ["fit_codec_odds", str(spoken), "--weights", str(weights), "--epochs", "2"])
     assert fit_codec_odds.main() == 0
     engine = CodecEngine(weights)
+    sf.write(tmp_path / "held-out.wav", np.random.default_rng(1).uniform(-0.1, 0.1, 16000), 16000)
+    monkeypatch.setattr("sys.argv", ["fit_codec_odds", str(spoken), "--weights", str(weights), "--epochs", "1", "--test", str(tmp_path), "--compare"])
+    assert fit_codec_odds.main() == 0 and capsys.readouterr().out.count("every frame") == len(fit_codec_odds.STAGES)
+    assert engine.odds.fingerprint == CodecEngine(weights).odds.fingerprint, "comparing writes nothing"
     assert engine.weights == even.weights and engine.odds.fingerprint != even.odds.fingerprint
 
     x = (0.1 * np.random.default_rng(2).standard_normal(8000)).astype(np.float32)
