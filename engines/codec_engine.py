@@ -11,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .codec_config import CodecConfig
+from .codec_odds import Odds
 from .engine import F32, WEIGHTS, EngineError, State
 
 I64 = NDArray[np.int64]
@@ -59,9 +60,10 @@ class CodecEngine:
         try:
             meta = json.loads((folder / "codec.json").read_text())
             self.config = CodecConfig.from_dict(meta["config"])
-            self.weights: str = meta["weights"]  # fingerprint, binds token files
+            self.weights: str = meta["weights"]  # fingerprint: both ends of a relay's tokens must have the same
         except (ValueError, KeyError, TypeError, OSError) as e:
             raise EngineError(f"{folder / 'codec.json'} is not what codec_export writes ({e}); export the weights again") from None
+        self.odds = Odds.load(folder, self.config, self.weights)  # its fingerprint binds token files
         self._encode, self._decode = OnnxStep(folder / "encode.onnx", threads), OnnxStep(folder / "decode.onnx", threads)
 
     def init_encoder(self, batch: int) -> State:

@@ -15,9 +15,9 @@ mono = x.mean(1)
 engine = CodecEngine(Path(sys.argv[3]) if len(sys.argv) > 3 else CODEC_WEIGHTS)
 
 microphone = (mono[t : t + 441] for t in range(0, len(mono), 441))  # blocks of any size
-wire = encode(microphone, rate, engine, Holder(0.95, cap_frames=8), packet_frames=5)  # a packet every 100 ms; leave the holder out for constant rate
+wire = encode(microphone, rate, engine, Holder(0.95, cap_frames=32), packet_frames=5)  # a packet every 100 ms; leave the holder out for constant rate
 
-parser, decoder, heard, sent = Parser(), TokenDecoder(rate, engine), [], 0
+parser, decoder, heard, sent = Parser(engine.odds), TokenDecoder(rate, engine), [], 0
 for message in wire:
     sent += len(message)
     for packet in parser.feed(message):

@@ -11,10 +11,11 @@ from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CodecEngine
 from voicewire.engines.codec_high import extend
 from voicewire.engines.codec_hold import Holder
+from voicewire.engines.codec_odds import Odds
 from voicewire.engines.config import CORE_BINS, HOPS_PER_FRAME
 from voicewire.engines.stft import BINS, analyse, hop_samples, synthesise
 
-from .codec_format import PACKET_FRAMES, End, Header, Packet, Parser, TokenError, frames_of, pack_end, pack_packet
+from .codec_format import PACKET_FRAMES, End, Header, Packet, Parser, frames_of, pack_end, pack_packet
 from .lane import F32, Samples, to_float
 
 I64 = NDArray[np.int64]
@@ -79,7 +80,7 @@ class TokenDecoder:
 
 
 def streams_within(kbit_s: float, engine: CodecEngine) -> int:
-    """How many tokens a frame fit into a bit rate, heads of packets not counted. ValueError where not even the semantic one does."""
+    """How many tokens a frame fit into a bit rate as they are; in files they take less. ValueError where not even the semantic one does."""
     each = FRAMES_PER_SECOND * engine.config.bits / 1000
     streams = int(kbit_s / each + 1e-6)
     if streams < 1:
@@ -93,7 +94,7 @@ def encode(
     """Blocks of sound → bytes of the token format, a packet at a time. holder: for variable rate; streams: leave out the last acoustic layers."""
     cfg, encoder = engine.config, TokenEncoder(rate, engine)
     streams = cfg.streams if streams is None else streams
-    header = Header(rate, streams, cfg.bits, engine.weights, holder is not None)
+    header = Header(rate, streams, engine.odds.fingerprint, holder is not None)
     yield header.pack()
     tokens, sent, first = np.zeros((0, streams), np.int64), np.zeros(0, bool), 0
 
@@ -102,7 +103,7 @@ def encode(
         while len(tokens) >= packet_frames or (whole and len(tokens)):
             here = sent[:packet_frames].copy()
             here[0] = True  # a packet is read without the one before
-            yield pack_packet(header, Packet(first, tokens[:packet_frames], here))
+            yield pack_packet(header, Packet(first, tokens[:packet_frames], here), engine.odds)
             first += len(here)
             tokens, sent = tokens[packet_frames:], sent[packet_frames:]
 
@@ -119,22 +120,15 @@ def encode(
     yield pack_end(End(first, encoder.samples))
 
 
-def read_tokens(data: bytes) -> tuple[Header, I64, NDArray[np.bool_], int]:
-    """A whole token file → (header, tokens [frames, streams], sent [frames], samples). TokenError when it is not whole."""
-    parser = Parser()
+def read_tokens(data: bytes, odds: Odds) -> tuple[Header, I64, NDArray[np.bool_], int]:
+    """A whole token file → (header, tokens [frames, streams], sent [frames], samples). TokenError when it is not whole, or of other weights."""
+    parser = Parser(odds)
     packets = list(parser.feed(data))
     end = parser.finish()
     assert parser.header is not None
     if not packets:
         return parser.header, np.zeros((0, parser.header.streams), np.int64), np.zeros(0, bool), end.samples
     return parser.header, np.concatenate([p.tokens for p in packets]), np.concatenate([p.sent for p in packets]), end.samples
-
-
-def check_weights(header: Header, engine: CodecEngine) -> None:
-    """TokenError unless these weights can read these tokens."""
-    cfg = engine.config
-    if header.weights != engine.weights or header.streams > cfg.streams or header.bits != cfg.bits:
-        raise TokenError(f"was made with codec weights {header.weights}, here are {engine.weights}; name the right folder with --weights")
 
 
 def decode(tokens: I64, rate: int, samples: int, engine: CodecEngine) -> F32:

@@ -17,16 +17,16 @@ from voicewire.engines.codec_hold import Holder
 from . import codec, files
 from .codec_format import TokenError
 
-THRESHOLD, CAP_MS = 0.95, 160.0
+THRESHOLD, CAP_MS = 0.95, 640.0  # chosen by tools.sweep_codec_hold
 
 
 def add(sub: Any, positive: Callable[[str], float]) -> None:
-    c = sub.add_parser("codec", help="speech as tokens, 2.5 kbit/s, and back")
+    c = sub.add_parser("codec", help="speech as tokens, about 2 kbit/s, and back")
     kinds = c.add_subparsers(dest="action", required=True, metavar="encode|decode", parser_class=type(c))
     e = kinds.add_parser("encode", help="a sound file to a token file")
     e.add_argument("input", type=Path, metavar="IN")
     e.add_argument("output", type=Path, metavar="OUT.tok")
-    e.add_argument("--bitrate", type=positive, metavar="KBIT", help="leave out acoustic layers to stay below this many kbit/s; default: all, 2.5")
+    e.add_argument("--bitrate", type=positive, metavar="KBIT", help="leave out acoustic layers to stay below so many kbit/s before packing; default: all, 2.5")
     e.add_argument("--variable", action="store_true", help="variable rate: tokens are held while what is said stays the same")
     e.add_argument("--threshold", type=positive, help=f"with --variable: agreement (cosine) from which on tokens are held; default {THRESHOLD}")
     e.add_argument("--cap-ms", type=positive, help=f"with --variable: longest time that tokens are held; default {CAP_MS:.0f}")
@@ -78,10 +78,9 @@ def _decode(a: argparse.Namespace) -> str:
     _check_place(a.input, a.output)
     if not a.input.is_file():
         raise files.InputError(f"no file {a.input}")
+    engine = CodecEngine(a.weights)
     try:
-        header, tokens, sent, samples = codec.read_tokens(a.input.read_bytes())
-        engine = CodecEngine(a.weights)
-        codec.check_weights(header, engine)
+        header, tokens, sent, samples = codec.read_tokens(a.input.read_bytes(), engine.odds)
     except TokenError as e:
         raise files.InputError(f"{a.input} {e}") from None
     y = codec.decode(tokens, header.rate, samples, engine)

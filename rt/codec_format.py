@@ -1,12 +1,13 @@
 """The token file and stream of `voicewire codec`: self-describing, versioned, checked. All numbers little-endian.
 
-    header   32 bytes  "vwtokens", version u8, flags u8 (1: variable rate), tokens a frame u8, bits a token u8, sample rate u32, frames a second u8,
-                       3 zero bytes, fingerprint of the codec's weights (8 bytes), CRC-32 of all before
-    packet   13 bytes  "P", number of its first frame u32, frames u16, bytes of payload u16, CRC-32 of these fields and the payload; then the payload
-    end      17 bytes  "E", frames in all u32, samples in all u64, CRC-32 of these fields
+    header   24 bytes  "vwtokens", version u8, tokens a frame u8 (and 128: variable rate), sample rate u16, fingerprint of the codec's weights and odds
+                       (8 bytes), CRC-32 of all before
+    packet    8 bytes  frames u16 (1 to 500), bytes of payload u16, CRC-32 of the number of its first frame (u32, not written) and of all else; then the payload
+    end      12 bytes  zero u16, samples in all u48, CRC-32 of the number of frames in all (u32, not written) and of all before
 
-Payload: at variable rate first one bit a frame (1: sent, 0: the tokens sent last are held; the first of a packet is always sent); then, at the next
-whole byte, the tokens of the frames sent, semantic first, most significant bit first, filled up with zeros. Every packet can be read by itself.
+Payload: the packet's frames by `codec_payload`; every packet can be read by itself. A frame is 20 ms.
+
+Messages of a relay are smaller than a packet's head is worth: `pack_bits` is all they have.
 """
 
 from __future__ import annotations
@@ -20,18 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
+from voicewire.engines.codec_odds import Odds
 from voicewire.engines.config import HOPS_PER_FRAME
 from voicewire.engines.stft import MAX_RATE, MIN_RATE, hop_samples
 
+from .codec_payload import pack_frames, unpack_frames
+
 MAGIC = b"vwtokens"
-VERSION = 1
-VARIABLE = 1
-PACKET_FRAMES = 500  # 10 s: the heads are 10 bit/s; who sends them over a network takes fewer
-_HEADER = struct.Struct("<8sBBBBIB3x8s")
-_PACKET = struct.Struct("<cIHH")
-_END = struct.Struct("<cIQ")
+VERSION = 2
+VARIABLE = 128
+PACKET_FRAMES = 500  # 10 s, and no packet has more: what a reader must hold and count on is bounded
+_HEADER = struct.Struct("<8sBBH8s")
+_PACKET = struct.Struct("<HH")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CRC.size
+_SAMPLES_BYTES = 6
+_END_BYTES = 2 + _SAMPLES_BYTES
 
 Tokens = NDArray[np.int64]
 
@@ -46,33 +51,41 @@ def frames_of(samples: int, rate: int) -> int:
     return -(-(samples + hop) // (HOPS_PER_FRAME * hop))
 
 
+def _crc(first: int, *parts: bytes) -> bytes:
+    """Of what is written behind `first` frames."""
+    crc = zlib.crc32(_CRC.pack(first))
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return _CRC.pack(crc)
+
+
 @dataclass(frozen=True)
 class Header:
     rate: int
     streams: int
-    bits: int
-    weights: str  # 16 hexadecimal digits
+    fingerprint: str  # of weights and odds, 16 hexadecimal digits
     variable: bool = False
 
     def pack(self) -> bytes:
-        head = _HEADER.pack(MAGIC, VERSION, VARIABLE * self.variable, self.streams, self.bits, self.rate, FRAMES_PER_SECOND, bytes.fromhex(self.weights))
+        head = _HEADER.pack(MAGIC, VERSION, self.streams + VARIABLE * self.variable, self.rate, bytes.fromhex(self.fingerprint))
         return head + _CRC.pack(zlib.crc32(head))
 
     @classmethod
     def unpack(cls, data: bytes) -> Header:
-        """From the first 32 bytes. TokenError for what is foreign, newer or damaged."""
+        """From the first 24 bytes. TokenError for what is foreign, older, newer or damaged."""
         if not MAGIC.startswith(data[: len(MAGIC)]):
             raise TokenError("is not a voicewire token file")
         if len(data) < HEADER_BYTES:
             raise TokenError("is cut off in its header")
-        _, version, flags, streams, bits, rate, frames, weights = _HEADER.unpack_from(data)
+        _, version, kind, rate, fingerprint = _HEADER.unpack_from(data)
         if version != VERSION:
-            raise TokenError(f"has version {version} of the token format, this voicewire reads version {VERSION}")
+            raise TokenError(f"has version {version} of the token format, this voicewire reads version {VERSION}; encode the sound again")
         if _CRC.unpack_from(data, _HEADER.size)[0] != zlib.crc32(data[: _HEADER.size]):
             raise TokenError("is damaged: the checksum of its header is wrong")
-        if frames != FRAMES_PER_SECOND or flags > VARIABLE or not streams or not 1 <= bits <= 16 or not MIN_RATE <= rate <= MAX_RATE:
-            raise TokenError(f"has {frames} frames a second of {streams} tokens of {bits} bits at {rate} Hz, which this voicewire cannot read")
-        return cls(rate, streams, bits, weights.hex(), bool(flags & VARIABLE))
+        streams = kind & ~VARIABLE
+        if not streams or not MIN_RATE <= rate <= MAX_RATE:
+            raise TokenError(f"has {streams} tokens a frame at {rate} Hz, which this voicewire cannot read")
+        return cls(rate, streams, fingerprint.hex(), bool(kind & VARIABLE))
 
 
 @dataclass(frozen=True)
@@ -109,46 +122,33 @@ def unpack_bits(data: bytes, bits: int, n: int) -> Tokens:
     return out
 
 
-def pack_packet(header: Header, packet: Packet) -> bytes:
+def pack_packet(header: Header, packet: Packet, odds: Odds) -> bytes:
     n = len(packet.tokens)
-    if not 1 <= n <= 0xFFFF or not packet.sent[0]:
-        raise ValueError("a packet holds 1 to 65535 frames and begins with one that is sent")
-    flags = np.packbits(packet.sent).tobytes() if header.variable else b""
+    if not 1 <= n <= PACKET_FRAMES or not packet.sent[0]:
+        raise ValueError(f"a packet holds 1 to {PACKET_FRAMES} frames and begins with one that is sent")
     if not header.variable and not packet.sent.all():
         raise ValueError("at constant rate every frame is sent")
-    payload = flags + pack_bits(packet.tokens[packet.sent], header.bits)
-    head = _PACKET.pack(b"P", packet.first, n, len(payload))
-    return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
+    payload = pack_frames(packet.tokens, packet.sent, odds, header.variable)
+    head = _PACKET.pack(n, len(payload))
+    return head + _crc(packet.first, head, payload) + payload
 
 
 def pack_end(end: End) -> bytes:
-    tail = _END.pack(b"E", end.frames, end.samples)
-    return tail + _CRC.pack(zlib.crc32(tail))
-
-
-def _unpack_payload(header: Header, first: int, n: int, payload: bytes) -> Packet:
-    sent, at = np.ones(n, bool), 0
-    if header.variable:
-        at = -(-n // 8)
-        flags = np.unpackbits(np.frombuffer(payload[:at], np.uint8)).astype(bool)
-        if len(payload) < at or not flags[0] or flags[n:].any():
-            raise TokenError(f"is damaged: frame {first} cannot be held or sent as it says")
-        sent = flags[:n]
-    count = int(sent.sum())
-    tokens = unpack_bits(payload[at:], header.bits, count * header.streams).reshape(count, header.streams)
-    return Packet(first, tokens[np.cumsum(sent) - 1], sent)
+    tail = bytes(2) + end.samples.to_bytes(_SAMPLES_BYTES, "little")
+    return tail + _crc(end.frames, tail)
 
 
 class Parser:
     """Bytes as they come → packets. Nothing is handed out before its checksum is right; TokenError at the first thing that is not.
 
-    `header` is None until its 32 bytes are there, `end` until the end was read.
+    odds: of the codec that is to hear them. `header` is None until its 24 bytes are there, `end` until the end was read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, odds: Odds) -> None:
         self.header: Header | None = None
         self.end: End | None = None
         self.frames = 0
+        self._odds = odds
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Packet]:
@@ -158,8 +158,10 @@ class Parser:
                 if not MAGIC.startswith(self._rest[: len(MAGIC)]):
                     raise TokenError("is not a voicewire token file")
                 return
-            self.header = Header.unpack(self._rest)
-            self._rest = self._rest[HEADER_BYTES:]
+            header = Header.unpack(self._rest)
+            if header.fingerprint != self._odds.fingerprint or header.streams > self._odds.streams:
+                raise TokenError(f"was made with codec weights {header.fingerprint}, here are {self._odds.fingerprint}; name the right folder with --weights")
+            self.header, self._rest = header, self._rest[HEADER_BYTES:]
         while self._rest:
             if self.end is not None:
                 raise TokenError("is damaged: there is something behind its end")
@@ -174,40 +176,43 @@ class Parser:
         if self.header is None:
             Header.unpack(self._rest)
         if self.end is None:
-            raise TokenError(f"is cut off after {self.frames / FRAMES_PER_SECOND:.1f} s; copy or record it again")
+            raise TokenError(f"is cut off after {self._seconds()}; copy or record it again")
         return self.end
 
-    def _checked(self, size: int, head: int) -> bytes | None:
-        """The next `size` bytes of which the first `head` and those after the checksum are checked; None: not there yet."""
+    def _seconds(self) -> str:
+        return f"{self.frames / FRAMES_PER_SECOND:.1f} s"
+
+    def _checked(self, head: int, body: int) -> tuple[bytes, bytes] | None:
+        """The next `head` bytes and, behind their checksum, `body` bytes; None: not there yet."""
+        size = head + _CRC.size + body
         if len(self._rest) < size:
             return None
         data, self._rest = self._rest[:size], self._rest[size:]
-        body = data[head + _CRC.size :]
-        if _CRC.unpack_from(data, head)[0] != zlib.crc32(body, zlib.crc32(data[:head])):
-            raise TokenError(f"is damaged after {self.frames / FRAMES_PER_SECOND:.1f} s: a checksum is wrong")
-        return body
+        parts = data[:head], data[head + _CRC.size :]
+        if data[head : head + _CRC.size] != _crc(self.frames, *parts):
+            raise TokenError(f"is damaged after {self._seconds()}: a checksum is wrong, or something is missing")
+        return parts
 
     def _packet(self, header: Header) -> Packet | None:
-        kind = self._rest[:1]
-        if kind == b"E":
-            ending = self._rest[: _END.size]
-            if self._checked(_END.size + _CRC.size, _END.size) is None:
-                return None
-            _, frames, samples = _END.unpack(ending)
-            if frames != self.frames or frames != frames_of(samples, header.rate):
-                raise TokenError(f"is damaged: it has {self.frames} frames and says {frames} for {samples} samples")
-            self.end = End(frames, samples)
-            return None
-        if kind != b"P":
-            raise TokenError(f"is damaged after {self.frames / FRAMES_PER_SECOND:.1f} s: neither a packet nor the end")
         if len(self._rest) < _PACKET.size:
             return None
-        _, first, n, size = _PACKET.unpack_from(self._rest)
-        payload = self._checked(_PACKET.size + _CRC.size + size, _PACKET.size)
-        if payload is None:
+        n, size = _PACKET.unpack_from(self._rest)
+        if n == 0:
+            ending = self._checked(_END_BYTES, 0)
+            if ending is not None:
+                samples = int.from_bytes(ending[0][2:], "little")
+                if self.frames != frames_of(samples, header.rate):
+                    raise TokenError(f"is damaged: it has {self.frames} frames for {samples} samples")
+                self.end = End(self.frames, samples)
             return None
-        if first != self.frames or not n:
-            raise TokenError(f"is damaged: frame {self.frames} is missing")
-        packet = _unpack_payload(header, first, n, payload)
+        if n > PACKET_FRAMES:
+            raise TokenError(f"is damaged after {self._seconds()}: neither a packet nor the end")
+        parts = self._checked(_PACKET.size, size)
+        if parts is None:
+            return None
+        try:
+            packet = Packet(self.frames, *unpack_frames(parts[1], n, header.streams, self._odds, header.variable))
+        except ValueError as e:
+            raise TokenError(f"is damaged after {self._seconds()}: {e}") from None
         self.frames += n
         return packet

@@ -134,10 +134,10 @@ def test_constant_and_variable_rate(codec_engine: CodecEngine, packet_frames: in
     x = sound(1.5)
     blocks = [x[:7000], x[7000:]]
     constant = b"".join(encode(blocks, 16000, codec_engine, packet_frames=packet_frames))
-    _, tokens, sent, samples = read_tokens(constant)
+    _, tokens, sent, samples = read_tokens(constant, codec_engine.odds)
     assert sent.all() and samples == len(x)
     variable = b"".join(encode(blocks, 16000, codec_engine, Holder(-1.0, 4), packet_frames=packet_frames))
-    _, held, sent, samples = read_tokens(variable)
+    _, held, sent, samples = read_tokens(variable, codec_engine.odds)
     assert samples == len(x) and len(held) == len(tokens) and (packet_frames == 1 or sent.mean() < 0.6)
     np.testing.assert_array_equal(held[sent], tokens[sent])
     source = np.maximum.accumulate(np.where(sent, np.arange(len(sent)), 0))
@@ -157,10 +157,10 @@ def test_commands(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     y, rate = sf.read(out, dtype="float32")
     assert rate == 48000 and len(y) == len(x)
     engine = CodecEngine(weights)
-    _, tokens, _, _ = read_tokens(tok.read_bytes())
+    _, tokens, _, _ = read_tokens(tok.read_bytes(), engine.odds)
     np.testing.assert_allclose(y, np.clip(decode(tokens, 48000, len(x), engine), -1, 1), atol=1e-4)
     assert main(["codec", "encode", str(wav), str(tok), "--variable", "--threshold", "0.5", "--cap-ms", "100", "--weights", str(weights)]) == 0
-    assert read_tokens(tok.read_bytes())[0].variable
+    assert read_tokens(tok.read_bytes(), engine.odds)[0].variable
     assert main(["codec", "decode", str(tok), str(out), "--weights", str(weights)]) == 0
     assert "of the frames sent" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tok", "in.wav", "out.wav"]
@@ -170,10 +170,10 @@ def test_fewer_layers(weights: Path, codec_engine: CodecEngine, tmp_path: Path) 
     """--bitrate leaves out the last acoustic layers; what comes out is what the decoder makes of the others alone. Small weights: 6 bits a token."""
     x = sound(0.4)
     sf.write(tmp_path / "in.wav", x, 16000, subtype="FLOAT")
-    _, tokens, _, _ = read_tokens(b"".join(encode([x], 16000, codec_engine)))
+    _, tokens, _, _ = read_tokens(b"".join(encode([x], 16000, codec_engine)), codec_engine.odds)
     for kbit_s, streams in ((0.3, 1), (0.89, 2), (0.9, 3), (50, 4)):
         assert main(["codec", "encode", str(tmp_path / "in.wav"), str(tmp_path / "a.tok"), "--bitrate", str(kbit_s), "--weights", str(weights)]) == 0
-        header, fewer, _, samples = read_tokens((tmp_path / "a.tok").read_bytes())
+        header, fewer, _, samples = read_tokens((tmp_path / "a.tok").read_bytes(), codec_engine.odds)
         assert header.streams == streams
         np.testing.assert_array_equal(fewer, tokens[:, :streams])
         cut = np.where(np.arange(tokens.shape[1]) < streams, tokens, -1)

@@ -302,7 +302,7 @@ def test_train_stop_resume_export_run(recipe: Path, cache: Path, tmp_path: Path,
         assert torch.allclose(book.codes, saved["ema"]["encoder.acoustic_vq.books.0.codes"], atol=1e-2) and torch.equal(book.codes, book.total)
     engine = CodecEngine(weights)
     x = (0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32)
-    _, tokens, _, samples = stream.read_tokens(b"".join(stream.encode([x], 16000, engine)))
+    _, tokens, _, samples = stream.read_tokens(b"".join(stream.encode([x], 16000, engine)), engine.odds)
     offline, reference = train_codec.reconstruct(codec, torch.from_numpy(x)[None])
     np.testing.assert_array_equal(tokens, reference[0].numpy())
     # the harmonics' phases are sums of pitches: roundings of torch and ONNX Runtime add up in them

@@ -25,17 +25,19 @@ from tqdm import tqdm
 
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
-from voicewire.engines.codec_hold import Holder
+from voicewire.engines.codec_hold import source_frames
 from voicewire.engines.engine import EngineError
 from voicewire.rt import codec
+from voicewire.rt.codec_command import CAP_MS, THRESHOLD
+from voicewire.rt.codec_format import PACKET_FRAMES, End, Header, Packet, pack_end, pack_packet
 
 from . import metrics, sounds
 from .evaluate import load
 from .prepare import AUDIO
 
 RATE = metrics.RATE
-CAP_FRAMES = 8
-THRESHOLDS = (0.99, 0.95, 0.9, 0.8)
+CAP_FRAMES = round(CAP_MS * FRAMES_PER_SECOND / 1000)
+THRESHOLDS = (0.99, 0.97, THRESHOLD, 0.9, 0.8)
 
 
 @dataclass
@@ -80,10 +82,30 @@ def with_pauses(x: np.ndarray) -> np.ndarray:
     return np.concatenate([p for part in parts for p in (part, 0.001 * rng.standard_normal(RATE))]).astype(np.float32)
 
 
-def encode(x: np.ndarray, engine: CodecEngine) -> tuple[np.ndarray, np.ndarray]:
-    encoder = codec.TokenEncoder(RATE, engine)
+def encode(x: np.ndarray, engine: CodecEngine, rate: int = RATE) -> tuple[np.ndarray, np.ndarray]:
+    encoder = codec.TokenEncoder(rate, engine)
     tokens, semantic = zip(encoder.process(x), encoder.flush(), strict=True)
     return np.concatenate(tokens), np.concatenate(semantic)
+
+
+def sent_frames(semantic: np.ndarray, threshold: float, cap_frames: int = CAP_FRAMES) -> np.ndarray:
+    """[frames, code_dim] → which frames are sent at variable rate: [frames] bool"""
+    source = source_frames(semantic, threshold, cap_frames)
+    sent: np.ndarray = source == np.arange(len(source))
+    return sent
+
+
+def held(c: Clip, sent: np.ndarray, engine: CodecEngine) -> tuple[np.ndarray, float]:
+    """Through a file of variable rate in which the frames `sent` are written → (sound, bits of the file)."""
+    header = Header(RATE, engine.config.streams, engine.odds.fingerprint, True)
+    data = [header.pack()]
+    for t in range(0, len(sent), PACKET_FRAMES):
+        here = sent[t : t + PACKET_FRAMES].copy()
+        here[0] = True
+        data.append(pack_packet(header, Packet(t, c.tokens[t : t + PACKET_FRAMES], here), engine.odds))
+    data.append(pack_end(End(len(sent), len(c.x))))
+    _, tokens, _, samples = codec.read_tokens(b"".join(data), engine.odds)
+    return codec.decode(tokens, RATE, samples, engine), 8.0 * sum(map(len, data))
 
 
 def opus(x: np.ndarray, bit_rate: int) -> tuple[np.ndarray, float]:
@@ -129,26 +151,19 @@ def systems(engine: CodecEngine) -> list[System]:
 
     def constant(c: Clip) -> tuple[np.ndarray, float]:
         data = b"".join(codec.encode([c.x], RATE, engine))
-        _, tokens, _, samples = codec.read_tokens(data)
+        _, tokens, _, samples = codec.read_tokens(data, engine.odds)
         return codec.decode(tokens, RATE, samples, engine), 8.0 * len(data)
 
     def variable(threshold: float) -> Callable[[Clip], tuple[np.ndarray, float]]:
-        def run(c: Clip) -> tuple[np.ndarray, float]:
-            data = b"".join(codec.encode([c.x], RATE, engine, Holder(threshold, CAP_FRAMES)))
-            _, tokens, _, samples = codec.read_tokens(data)
-            return codec.decode(tokens, RATE, samples, engine), 8.0 * len(data)
-
-        return run
+        return lambda c: held(c, sent_frames(c.semantic, threshold), engine)
 
     def decimated(threshold: float) -> Callable[[Clip], tuple[np.ndarray, float]]:
-        """As many frames as the bits of the file at this threshold would carry, evenly spread."""
+        """As many frames as are sent at this threshold, evenly spread."""
 
         def run(c: Clip) -> tuple[np.ndarray, float]:
-            size = sum(len(data) for data in codec.encode([c.x], RATE, engine, Holder(threshold, CAP_FRAMES)))
-            n = min(len(c.tokens), 8 * size // (bits * (1 + layers)))
+            n = sent_frames(c.semantic, threshold).sum()
             at = np.arange(len(c.tokens)) * n // len(c.tokens)
-            first = np.searchsorted(at, at, side="left")
-            return codec.decode(c.tokens[first], RATE, len(c.x), engine), float(n * bits * (1 + layers))
+            return held(c, np.diff(at, prepend=-1) > 0, engine)
 
         return run
 
