@@ -30,6 +30,12 @@ def test_mean_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         expected = (a[k] + b[k]) / 2 if v.is_floating_point() else b[k]
         torch.testing.assert_close(v, expected)
     Model(ModelConfig.from_dict(saved["config"])).load_state_dict(saved["ema"])
+    assert main([*args, "--share", "0.75"]) == 0
+    mostly = torch.load(tmp_path / "mean.pt", weights_only=True)["ema"]
+    name = next(k for k, v in mostly.items() if v.is_floating_point() and not torch.equal(a[k], b[k]))
+    torch.testing.assert_close(mostly[name], a[name] + 0.75 * (b[name] - a[name]))
+    assert main([*args, "--share", "1.5"]) == 2
+    assert "--share is from 0 to 1" in capsys.readouterr().err
     checkpoint(tmp_path / "b.pt", 3, width=16)
     assert main(args) == 2
     assert "not the same model" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The mean of the weights of two runs, one of which went on from the other ("model soup", Wortsman et al. 2022): keeps what each has gained.
 
 python -m tools.average engines/weights runs/words/last.pt --out runs/mean.pt      # released weights or checkpoints of tools.train
+python -m tools.average engines/weights runs/said/last.pt --share 0.75 --out runs/mean.pt      # three quarters of the latter
 python -m voicewire.engines.export runs/mean.pt
 """
 
@@ -28,13 +29,13 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     return doc
 
 
-def average(a: Path, b: Path, out: Path) -> None:
-    """b, a checkpoint, says what the model is. ValueError unless both are of one shape."""
+def average(a: Path, b: Path, out: Path, share: float = 0.5) -> None:
+    """b, a checkpoint, says what the model is; share: b's. ValueError unless both are of one shape."""
     one, doc = read(a), _checkpoint(b)
     two = doc["ema"]
     if {k: v.shape for k, v in one.items()} != {k: v.shape for k, v in two.items()}:
         raise ValueError(f"{a} and {b} are not the same model")
-    mean = {k: ((one[k].float() + v.float()) / 2).to(v.dtype) if v.is_floating_point() else v for k, v in two.items()}
+    mean = {k: one[k].float().lerp(v.float(), share).to(v.dtype) if v.is_floating_point() else v for k, v in two.items()}
     torch.save({k: doc[k] for k in ("config", "step", "minutes", "hours")} | {"ema": mean}, out)
 
 
@@ -42,10 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("a", type=Path, metavar="A", help="weights folder or checkpoint")
     p.add_argument("b", type=Path, metavar="B", help="checkpoint")
+    p.add_argument("--share", type=float, default=0.5, help="of B; default: 0.5")
     p.add_argument("--out", type=Path, required=True)
     args = p.parse_args(argv)
     try:
-        average(args.a, args.b, args.out)
+        if not 0 <= args.share <= 1:
+            raise ValueError(f"--share is from 0 to 1, not {args.share:g}")
+        average(args.a, args.b, args.out, args.share)
     except (ValueError, OSError, EngineError) as e:
         print(f"average: {e}", file=sys.stderr)
         return 2
