@@ -184,6 +184,15 @@ def exchange(ws: ClientConnection, blocks: list[bytes]) -> bytes:
     return b"".join(heard)
 
 
+def together(talk: Callable[[int], None], n: int) -> None:
+    """talk(0) … talk(n - 1), each on a thread of its own; back when all are done."""
+    threads = [threading.Thread(daemon=True, target=talk, args=(i,)) for i in range(n)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+
+
 def say(ws: ClientConnection, **event: Any) -> None:
     ws.send(json.dumps(event))
 

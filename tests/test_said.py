@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from whisper_file import write_model
 
 from tools import said
 from tools.losses import EnhanceLoss
@@ -61,13 +61,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Peer, Path]:
     """→ the network and the folder of its file, in CTranslate2's binary layout, with a variable that is not the decoder's."""
     torch.manual_seed(0)
     peer, folder = Peer().eval(), tmp_path_factory.mktemp("whisper")
-    with (folder / "model.bin").open("wb") as f:
-        variables = {"encoder/layer_9/ffn/linear_0/bias": torch.zeros(2), **{f"decoder/{k}": v for k, v in peer.variables().items()}}
-        f.write(struct.pack("<I", 6) + struct.pack("<H", 12) + b"WhisperSpec\0" + struct.pack("<II", 3, len(variables)))
-        for name, value in variables.items():
-            data = value.detach().half().numpy().tobytes()
-            f.write(struct.pack("<H", len(name) + 1) + name.encode() + b"\0")
-            f.write(struct.pack(f"<B{value.dim()}I", value.dim(), *value.shape) + struct.pack("<BI", 4, len(data)) + data)
+    write_model(folder, {"encoder/layer_9/ffn/linear_0/bias": torch.zeros(2), **{f"decoder/{k}": v for k, v in peer.variables().items()}})
     return peer, folder
 
 

@@ -10,29 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding, gelu, kl_div, layer_norm, linear, scaled_dot_product_attention
 
-from .metrics import _whisper, whisper_folder
-from .words import HEADS, read_part
+from .metrics import _whisper
+from .words import HEADS, Frozen
 
 # the multilingual vocabulary of Whisper: pieces of words, then what steers the decoder
 END, BEGIN, TRANSCRIBE, NO_TIMES = 50257, 50258, 50359, 50363
 PROMPT = 4  # pieces: beginning, language, task, no time stamps
 
 
-class Saying(nn.Module):
+class Saying(Frozen):
     """Whisper's decoder, frozen. The gradient goes to what is heard: [B, n, 512] of `words.Hearing`. dtype: of the matrices."""
 
     def __init__(self, folder: Path | None = None, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        for key, value in read_part((folder or whisper_folder()) / "model.bin", "decoder").items():
-            weight = torch.from_numpy(value)
-            self.register_buffer(key.replace("/", "__"), weight.to(dtype) if weight.ndim > 1 else weight, persistent=False)
-        self.layers = 1 + max(int(k.split("__")[0].removeprefix("layer_")) for k, _ in self.named_buffers() if k.startswith("layer_") and k[6].isdigit())
-
-    def _of(self, name: str, *kinds: str) -> list[Tensor]:
-        return [getattr(self, f"{name}__{kind}") for kind in kinds]
+        super().__init__("decoder", folder, dtype)
 
     def _norm(self, name: str, y: Tensor) -> Tensor:
         return layer_norm(y, y.shape[-1:], *self._of(name, "gamma", "beta"))

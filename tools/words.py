@@ -65,23 +65,31 @@ def mel_bank() -> Tensor:
     return torch.from_numpy(bank.astype(np.float32))
 
 
-class Hearing(nn.Module):
+class Frozen(nn.Module):
+    """A part of Whisper (`encoder` or `decoder`) as buffers that do not change. dtype: of the matrices."""
+
+    def __init__(self, part: str, folder: Path | None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        for key, value in read_part((folder or whisper_folder()) / "model.bin", part).items():
+            weight = torch.from_numpy(value)
+            self.register_buffer(key.replace("/", "__"), weight.to(dtype) if weight.ndim > 1 else weight, persistent=False)
+        self.layers = 1 + max(int(k.split("__")[0].removeprefix("layer_")) for k, _ in self.named_buffers() if k.startswith("layer_") and k[6].isdigit())
+
+    def _of(self, name: str, *kinds: str) -> list[Tensor]:
+        return [getattr(self, f"{name}__{kind}") for kind in kinds]
+
+
+class Hearing(Frozen):
     """x: [B, samples at 16 kHz] float32 → [B, samples / 320, 512], what Whisper's encoder hears. Frozen; the gradient goes to x.
 
     floor_db: how far below the loudest band it hears nothing any more. Without it the logarithm's gradient in pauses is many times that of the words.
     """
 
     def __init__(self, folder: Path | None = None, floor_db: float = 50.0) -> None:
-        super().__init__()
+        super().__init__("encoder", folder)
         self.floor_db = floor_db
-        for key, value in read_part((folder or whisper_folder()) / "model.bin", "encoder").items():
-            self.register_buffer(key.replace("/", "__"), torch.from_numpy(value), persistent=False)
-        self.layers = 1 + max(int(k.split("__")[0].removeprefix("layer_")) for k, _ in self.named_buffers() if k.startswith("layer_") and k[6].isdigit())
         self.register_buffer("window", torch.hann_window(FFT), persistent=False)
         self.register_buffer("bank", mel_bank(), persistent=False)
-
-    def _of(self, name: str, *kinds: str) -> list[Tensor]:
-        return [getattr(self, f"{name}__{kind}") for kind in kinds]
 
     def mel(self, x: Tensor) -> Tensor:
         """[B, 80, samples / 160]: as Whisper's front end, which cuts off 80 dB below the loudest; here a soft floor lies under everything."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from relay_tools import FREE, Running, blocks, exchange, moved, reply, say, wait_for
+from relay_tools import FREE, Running, blocks, exchange, moved, reply, say, together, wait_for
 
 from tools.relay_peer import Wire
 from voicewire.engines import Engine, open_engine
@@ -162,11 +162,7 @@ def test_converting_streams_beside_others_do_not_leak(relay: Running, main_engin
             messages.append(sounds[i][at : at + rate // 50].tobytes())
         results[i] = exchange(ws, messages)
 
-    threads = [threading.Thread(daemon=True, target=talk, args=(i,)) for i in range(len(jobs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    together(talk, len(jobs))
     for i, (rate, options, changes) in enumerate(jobs):
         assert np.array_equal(pcm(results[i]), Twin(main_engine, converter, rate, **options).through(sounds[i], changes)), f"stream {i} differs"
     plain = pcm(exchange(relay.start(), blocks(sounds[1])))  # whoever gets a used row next

@@ -137,6 +137,17 @@ def expect_text(page: Any, selector: str, text: str, timeout_ms: int = 15_000) -
     sync_api.expect(page.locator(selector)).to_contain_text(text, timeout=timeout_ms)
 
 
+def recordings(page: Any, folder: Path) -> list[tuple[Any, int]]:
+    """What "record and compare" offers to save, before and after: (int16 samples, rate) each."""
+    got = []
+    for name in ("before", "after"):
+        with page.expect_download() as download:
+            page.click(f"#save-{name}")
+        download.value.save_as(folder / f"{name}.wav")
+        got.append(sf.read(folder / f"{name}.wav", dtype="int16"))
+    return got
+
+
 def place(part: F32, whole: F32) -> int:
     """Where in `whole` it agrees with `part` best, in samples; may be negative."""
     n = 1 << int(np.ceil(np.log2(len(part) + len(whole))))
@@ -275,13 +286,7 @@ def test_what_is_recorded_is_bit_for_bit_what_the_file_command_makes_of_it(page:
     expect_text(page, "#state", "Recording, 4")
     page.click("#go")
     expect_text(page, "#state", "Ready", 45_000)
-    got = []
-    for name in ("before", "after"):
-        with page.expect_download() as download:
-            page.click(f"#save-{name}")
-        download.value.save_as(tmp_path / f"{name}.wav")
-        got.append(sf.read(tmp_path / f"{name}.wav", dtype="int16"))
-    (before, first_rate), (after, second_rate) = got
+    (before, first_rate), (after, second_rate) = recordings(page, tmp_path)
     assert first_rate == second_rate == rate and len(before) == len(after) > 3 * rate and np.abs(before).max() > 1000
     stream = Stream(rate, engine=engine)
     y = np.concatenate([stream.process(before), stream.process(np.zeros(stream.latency_samples, np.int16))])
@@ -590,13 +595,7 @@ def test_what_is_recorded_in_the_voice_of_a_sound_file_is_what_the_file_command_
     expect_text(page, "#state", "Recording, 3")
     page.click("#go")
     expect_text(page, "#state", "Ready", 45_000)
-    got = []
-    for name in ("before", "after"):
-        with page.expect_download() as download:
-            page.click(f"#save-{name}")
-        download.value.save_as(tmp_path / f"{name}.wav")
-        got.append(sf.read(tmp_path / f"{name}.wav", dtype="int16"))
-    (before, rate), (after, _) = got
+    (before, rate), (after, _) = recordings(page, tmp_path)
     stream = Stream(rate, task="convert", voice=made, engine=converting.converter)
     y = np.concatenate([stream.process(before), stream.process(np.zeros(stream.latency_samples, np.int16))])
     assert np.abs(after).max() > 300 and np.array_equal(after, y[stream.latency_samples :])

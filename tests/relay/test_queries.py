@@ -16,7 +16,7 @@ import pytest
 import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_tools import FREE, Running, blocks, exchange, moved, reply, say, wait_for
+from relay_tools import FREE, Running, blocks, exchange, moved, reply, say, together, wait_for
 from voice_weights import talker
 from websockets.exceptions import ConnectionClosed
 
@@ -130,11 +130,7 @@ def test_sounds_talkers_and_tasks_in_one_batch_do_not_leak(relay: Running, voice
             messages.append(heard[i][at : at + n].tobytes())
         results[i] = exchange(ws, messages)
 
-    threads = [threading.Thread(daemon=True, target=talk, args=(i,)) for i in range(len(jobs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    together(talk, len(jobs))
     for i, (rate, how, changes) in enumerate(jobs):
         assert np.array_equal(pcm(results[i]), alone(voice_engine, heard[i], rate, changes, **how)), f"stream {i} differs"
     plain = pcm(exchange(relay.start(), blocks(heard[1])))  # whoever gets a used row next

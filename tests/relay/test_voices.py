@@ -18,7 +18,7 @@ import pytest
 import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_tools import FREE, Running, blocks, exchange, moved, reply, say, wait_for
+from relay_tools import FREE, Running, blocks, exchange, moved, reply, say, together, wait_for
 from voice_weights import talker
 
 from voicewire.engines import Engine
@@ -124,11 +124,7 @@ def test_talkers_and_tasks_in_one_batch_do_not_leak(relay: Running, voice_engine
             messages.append(sounds[i][at : at + n].tobytes())
         results[i] = exchange(ws, messages)
 
-    threads = [threading.Thread(daemon=True, target=talk, args=(i,)) for i in range(len(jobs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    together(talk, len(jobs))
     for i, (rate, options, asked) in enumerate(jobs):
         want = alone(voice_engine, sounds[i], rate, asked, **options)
         assert np.array_equal(np.frombuffer(results[i], np.int16), want), f"stream {i} differs"
