@@ -27,6 +27,7 @@ class ModelConfig(Sizes):
     prefix_slots: pinned keys for task, voiceprint and text, never pushed out of the window.
     voice_dim, voice_channels: the vector a talker is enrolled as (0: the model knows no voices), and the layers that make it.
     query_dim: the vector of a sentence that asks for a sound (0: the model takes no queries); it is turned into one like a talker's.
+    recognise: 1 where the model is told how much whom it hears is like whom it is turned towards.
     separate: how many unknown talkers the task `separate` tells apart (0: it is not known), each by a learned vector like a talker's.
     """
 
@@ -49,6 +50,7 @@ class ModelConfig(Sizes):
     voice_channels: int = 160
     query_dim: int = 0
     separate: int = 0
+    recognise: int = 0
 
     def validate(self) -> Self:
         """Return self, or raise ValueError with a line that says which size does not fit."""
@@ -62,6 +64,8 @@ class ModelConfig(Sizes):
             raise ValueError(f"blocks must be even, half before and half after the trunk, not {self.blocks}")
         if self.query_dim and not self.voice_dim:
             raise ValueError("query_dim needs voice_dim: a query turns the model as a voice does")
+        if self.recognise and not self.voice_dim:
+            raise ValueError("recognise needs voice_dim: it compares voices")
         if self.separate and not self.voice_dim:
             raise ValueError("separate needs voice_dim: a place among the talkers turns the model as a voice does")
         return self

@@ -26,8 +26,7 @@ from .engine import CONVERT_WEIGHTS, TASK_WEIGHTS
 from .export import fingerprint, load_weights, reported, write_step
 from .net.causal import State
 from .net.convert import TARGET, Converter
-
-LEAST_BYTES = 4096  # matrices from this size on are kept as bytes
+from .onnx_small import bytes_and_halves
 
 
 class Step(nn.Module):
@@ -45,33 +44,6 @@ class Step(nn.Module):
 def moving(state: State) -> list[str]:
     """The states that a step changes."""
     return [n for n in state if n not in TARGET]
-
-
-def _bytes_and_halves(proto: onnx.ModelProto) -> None:
-    """Round the weights and store them small. ONNX Runtime makes fp32 of them once, when it loads."""
-    nodes = []
-    for tensor in list(proto.graph.initializer):
-        value = numpy_helper.to_array(tensor)
-        if value.dtype != np.float32 or value.size <= 256:
-            continue
-        name = tensor.name
-        if value.ndim == 2 and value.size >= LEAST_BYTES and name.endswith(".weight"):
-            scale = np.maximum(np.abs(value).max(1, keepdims=True) / 127, 1e-6).astype(np.float16)
-            small = np.clip(np.rint(value / scale.astype(np.float32)), -127, 127).astype(np.int8)
-            proto.graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
-            nodes += [
-                helper.make_node("Cast", [f"{name}.small"], [f"{name}.whole"], to=onnx.TensorProto.FLOAT),
-                helper.make_node("Cast", [f"{name}.scale"], [f"{name}.size"], to=onnx.TensorProto.FLOAT),
-                helper.make_node("Mul", [f"{name}.whole", f"{name}.size"], [name]),
-            ]
-        else:
-            small = value.astype(np.float16)
-            if not np.isfinite(small).all():
-                raise ValueError(f"{name} holds numbers that do not fit into fp16 or are not finite; take an earlier checkpoint (step-N.pt)")
-            nodes.append(helper.make_node("Cast", [f"{name}.small"], [name], to=onnx.TensorProto.FLOAT))
-        tensor.CopyFrom(numpy_helper.from_array(small, f"{name}.small"))
-    for node in reversed(nodes):
-        proto.graph.node.insert(0, node)
 
 
 def _values(proto: onnx.ModelProto) -> dict[str, Tensor]:
@@ -113,7 +85,7 @@ def export_convert(saved: dict[str, Any], out: Path, voices: str) -> Converter:
     converter.load_state_dict(saved["ema"])
     state = converter.init_state(2)
     x = 0.02 * torch.randn(2, HOPS_PER_FRAME, CORE_BINS, 2)
-    write_step(Step(converter).eval(), x, state, ["y", *(f"{n}.new" for n in moving(state))], out / GRAPH, "", _bytes_and_halves)
+    write_step(Step(converter).eval(), x, state, ["y", *(f"{n}.new" for n in moving(state))], out / GRAPH, "", bytes_and_halves)
     proto = onnx.load(str(out / GRAPH))
     converter = _read(converter.cfg, proto)
     weights = fingerprint(converter)

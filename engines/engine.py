@@ -17,6 +17,7 @@ PINNED = (
     "trunk.prefix_on",
     "gain",
     "offset",
+    "who.voice",
     "target.voice",
     "target.octave",
     "target.amount",

@@ -27,9 +27,11 @@ from .config import CORE_BINS, HOPS_PER_FRAME, TASKS, ModelConfig
 from .net.causal import State
 from .net.fullband import BINS, FullBand
 from .net.model import Model
+from .onnx_small import bytes_and_halves, halves
 from .voiceprint import VOICE_PARTS
 
 OPSET = 20
+Store = Callable[[onnx.ModelProto], None]  # how weights are kept
 
 
 def load_weights(folder: Path) -> FullBand:
@@ -83,7 +85,7 @@ def export_voices(model: FullBand, out: Path) -> None:
         return
     hops = torch.export.Dim("frames", min=10, max=30000) * HOPS_PER_FRAME
     _write_graph(model, core.voice, torch.randn(1, 300, CORE_BINS, 2), ["voice"], {1: hops}, out / "voice.onnx")
-    _write_graph(model, TurnGraph(core), torch.randn(1, model.cfg.voice_dim), list(VOICE_PARTS), {}, out / "turn.onnx")
+    _write_graph(model, TurnGraph(core), torch.randn(1, model.cfg.voice_dim), list(VOICE_PARTS), {}, out / "turn.onnx", bytes_and_halves)
     if core.asked is not None:
         _write_graph(model, core.asked, torch.randn(1, model.cfg.query_dim), ["voice"], {}, out / "query.onnx")
     if core.places is not None:
@@ -91,7 +93,7 @@ def export_voices(model: FullBand, out: Path) -> None:
             np.savez(out / "places.npz", voice=core.places(torch.arange(model.cfg.separate)).numpy())
 
 
-def _write_graph(model: FullBand, graph: nn.Module, x: Tensor, outputs: list[str], dynamic: dict[int, Any], path: Path) -> None:
+def _write_graph(model: FullBand, graph: nn.Module, x: Tensor, outputs: list[str], dynamic: dict[int, Any], path: Path, store: Store = halves) -> None:
     program = torch.onnx.export(
         graph.eval(),
         (x,),
@@ -105,12 +107,10 @@ def _write_graph(model: FullBand, graph: nn.Module, x: Tensor, outputs: list[str
     )
     assert program is not None
     program.save(str(path))
-    _finish(path, fingerprint(model), _store_half)
+    _finish(path, fingerprint(model), store)
 
 
-def write_step(
-    graph: nn.Module, x: Tensor, state: State, outputs: list[str], path: Path, weights: str, store: Callable[[onnx.ModelProto], None] | None = None
-) -> None:
+def write_step(graph: nn.Module, x: Tensor, state: State, outputs: list[str], path: Path, weights: str, store: Store = halves) -> None:
     """graph(x, *state) → ONNX with inputs `x` and every state by name, slots on axis 0 of all. weights: the fingerprint it is stamped with; store: how weights
     are kept, by default as fp16 where they are such values."""
     slots = torch.export.Dim("slots", min=1, max=4096)
@@ -121,10 +121,10 @@ def write_step(
     )  # fmt: skip
     assert program is not None
     program.save(str(path))
-    _finish(path, weights, store or _store_half)
+    _finish(path, weights, store)
 
 
-def _finish(path: Path, weights: str, store: Callable[[onnx.ModelProto], None]) -> None:
+def _finish(path: Path, weights: str, store: Store) -> None:
     """Without the notes of the machine that exported, stamped, weights stored small."""
     proto = onnx.load(str(path))
     del proto.metadata_props[:]
@@ -134,18 +134,6 @@ def _finish(path: Path, weights: str, store: Callable[[onnx.ModelProto], None]) 
     helper.set_model_props(proto, {"voicewire.weights": weights})
     store(proto)
     onnx.save(proto, str(path))
-
-
-def _store_half(proto: onnx.ModelProto) -> None:
-    """Keep the weights as the fp16 values they are, half the file; ONNX Runtime turns them into fp32 once, when it loads."""
-    for tensor in proto.graph.initializer:
-        value = onnx.numpy_helper.to_array(tensor)
-        half = value.astype(np.float16) if value.dtype == np.float32 and value.size > 256 else None
-        if half is None or not np.array_equal(half.astype(np.float32), value):
-            continue
-        name = tensor.name
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.half"))
-        proto.graph.node.insert(0, helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
 
 
 def fingerprint(model: nn.Module) -> str:

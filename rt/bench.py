@@ -20,7 +20,7 @@ from voicewire.engines.convert_engine import GRAPH
 from voicewire.engines.engine import F32, Engine, open_engine, weights_for
 from voicewire.engines.places import Place, places, separates
 from voicewire.engines.query import Query, takes_queries
-from voicewire.engines.voiceprint import Voiceprint, known, taken_by, voice_rows
+from voicewire.engines.voiceprint import RECOGNISED, Voiceprint, known, taken_by, voice_rows
 
 from .realtime import normal, step_back, try_realtime
 from .stream import Stream
@@ -62,8 +62,9 @@ def _somebody(engine: Engine, task: str) -> Voiceprint | tuple[Place, ...] | Non
         return places(weights_for(task))
     if task == "convert":
         return Voiceprint(taken_by(engine), {}, np.ones(engine.init_state(1)["target.voice"].shape[1], np.float32), octave=7.5)
-    parts = {name: np.array(rows, np.float32) for name, rows in voice_rows(engine.init_state(1, task)).items()}
-    nothing: F32 = np.zeros(1, np.float32)
+    state = engine.init_state(1, task)
+    parts = {name: np.array(rows, np.float32) for name, rows in voice_rows(state).items()}
+    nothing: F32 = np.zeros(state[RECOGNISED].shape[1] if RECOGNISED in state else 1, np.float32)
     return Query(engine.weights, parts, nothing, "anything") if task == "query" else Voiceprint(engine.weights, parts, nothing)
 
 

@@ -57,7 +57,7 @@ class Voiced(Causal):
 
     def __init__(self, task: str) -> None:
         super().__init__()
-        self.model, self.task = FullBand(replace(SMALL, voice_dim=6, voice_channels=8)), task
+        self.model, self.task = FullBand(replace(SMALL, voice_dim=6, voice_channels=8, recognise=1)), task
         self.voice = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
 
     def init_state(self, batch: int) -> State:
@@ -76,7 +76,7 @@ def test_a_voice_keeps_the_contract() -> None:
 
 def test_a_voice_turns_the_model() -> None:
     """Another voice, another output; no voice is the same as a model that knows none."""
-    model = shaken(FullBand(replace(SMALL, voice_dim=6, voice_channels=8))).eval()
+    model = shaken(FullBand(replace(SMALL, voice_dim=6, voice_channels=8, recognise=1))).eval()
     plain = FullBand(SMALL).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if k in plain.state_dict()})
     x, voices = torch.from_numpy(random_input(2, 40, 480, 2)), torch.randn(2, 6)

@@ -14,7 +14,7 @@ from test_training import RECIPE as TINY
 from tools.prepare import prepare
 
 RECIPE = TINY.replace(
-    "[data]", "voice_dim = 6\nvoice_channels = 8\nquery_dim = 256\nseparate = 2\n[data]\nextract = 0.3\nquery = 0.3\nseparate = 0.25\npeople = 2"
+    "[data]", "voice_dim = 6\nvoice_channels = 8\nrecognise = 1\nquery_dim = 256\nseparate = 2\n[data]\nextract = 0.3\nquery = 0.3\nseparate = 0.25\npeople = 2"
 ).replace("warmup_steps = 2", "warmup_steps = 1\nlr = 0.01")
 
 

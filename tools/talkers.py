@@ -6,6 +6,7 @@ all people drawn are changed in speed, pitch and formants together, both parts a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from . import degrade
 from .mixer import Example, Mixer, Rng, recording_gain
 
 LEAST_SECONDS = 2.5  # of one person: an enrolment and something to hear
+HARD, OF = 0.5, 8  # of the people beside one, this share is the most alike of so many
 Span = tuple[int, int]
 
 
@@ -33,6 +35,32 @@ class Talkers(Mixer):
         # people count here, not hours: a group of one person is one voice, however long it speaks
         weight = np.array([len(p) ** 0.75 * np.mean([min(10 * self.rate, sum(n for _, n in q)) for q in p]) for p in self.people])
         self.people_chance = weight / weight.sum()
+        self.voices: list[np.ndarray] = []
+
+    def meet(self, voice: Callable[[np.ndarray], np.ndarray]) -> None:
+        """voice: [n, enrol_samples] → [n, dim] of length one. From now on people are often put together whose voices are alike."""
+        rng = np.random.default_rng(self.seed)
+        n = self.enrol_samples
+
+        def heard(clips: list[Span]) -> np.ndarray:
+            order = [clips[i] for i in rng.permutation(len(clips))[:8]]
+            return self._gather(rng, order, 0, sum(m for _, m in order), n, 1.0)
+
+        self.voices = [np.concatenate([voice(np.stack([heard(p) for p in people[i : i + 16]])) for i in range(0, len(people), 16)]) for people in self.people]
+
+    def another(self, rng: Rng, people: list[tuple[int, int]]) -> tuple[int, int]:
+        """Somebody who is not among `people`, often the one of several whose voice is most like the last one's."""
+        drawn: list[tuple[int, int]] = []
+        many = OF if self.voices and rng.random() < HARD else 1
+        for _ in range(1000):
+            if (who := self.person(rng)) not in people:
+                drawn.append(who)
+            if len(drawn) == many:
+                break
+        if many == 1:
+            return drawn[0]
+        group, member = people[-1]
+        return max(drawn, key=lambda who: float(self.voices[who[0]][who[1]] @ self.voices[group][member]))
 
     def person(self, rng: Rng) -> tuple[int, int]:
         group = int(rng.choice(len(self.people), p=self.people_chance))
@@ -106,13 +134,11 @@ class Talkers(Mixer):
         loud = _loud(target)
         kind = rng.random()
         mix = wet.copy()
-        if kind < 0.2:
+        if kind < 0.25:
             mix, target = mix * 0, target * 0
         known = [(target, enrol)]
         for _ in range(0 if kind > 0.9 else 1 if rng.random() < 0.85 else 2):
-            other = self.person(rng)
-            while other in people:
-                other = self.person(rng)
+            other = self.another(rng, people)
             people.append(other)
             enrol, wet, target = self.talker(rng, other, reverberant)
             sir_db = rng.uniform(-5, 5) if rng.random() < 0.85 else rng.uniform(5, 20)
@@ -141,9 +167,7 @@ class Talkers(Mixer):
     def two(self, rng: Rng) -> Example:
         """(mixture [samples], [2, samples] targets): two talkers about as loud, in any order; one of them may say nothing, begin later or stop earlier."""
         people = [self.person(rng)]
-        while len(people) < 2:
-            if (other := self.person(rng)) not in people:
-                people.append(other)
+        people.append(self.another(rng, people))
         reverberant = rng.random() < 0.3
         targets, mix, loud = np.zeros((2, self.n), np.float32), np.zeros(self.n, np.float32), 0.0
         for i, who in enumerate(people[: 1 if rng.random() < 0.06 else 2]):

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 
 from voicewire.engines.config import CORE_BINS
@@ -112,6 +113,19 @@ def unclaimed(y: Tensor, targets: Tensor) -> Tensor:
     return (((made - wanted).square().mean(1) + 1e-3 * signal) / signal).log10().mean()
 
 
+def met(model: Model, talkers: Talkers) -> None:
+    """Let the talkers know, by the model's encoder, whose voices are alike."""
+
+    def voice(x: np.ndarray) -> np.ndarray:
+        assert model.voice is not None
+        with torch.no_grad():
+            spec = stft(torch.from_numpy(x).to(next(model.parameters()).device), 160)[:, :, :CORE_BINS]
+            found: np.ndarray = normalize(model.voice.eval()(spec), dim=-1).cpu().numpy()
+        return found
+
+    talkers.meet(voice)
+
+
 def part_places(model: Model, talkers: Talkers) -> None:
     """The places of `separate` begin as the two kinds of voices there are: the means of two clusters of enrolments, men's and women's by and large."""
     assert model.voice is not None and model.places is not None
@@ -151,7 +165,7 @@ class Run(TimedRun):
             else:
                 weights = torch.load(init, map_location=device, weights_only=True)["ema"]
             # what a model without voices, queries or places has not, starts new
-            new = ("voice.", "turn.", "asked.", "places.", "trunk.voice.")
+            new = ("voice.", "turn.", "asked.", "places.", "trunk.voice.", "who.")
             self.placeless = self.model.places is not None and "places.voices" not in weights
             weights = {k: v for k, v in self.model.state_dict().items() if k.startswith(new)} | weights
             self.model.load_state_dict(weights)
@@ -177,6 +191,8 @@ class Run(TimedRun):
         if self.placeless and isinstance(batches.mixer, Talkers):
             part_places(self.model, batches.mixer)
             self.ema.load_state_dict(self.model.state_dict())
+        if isinstance(batches.mixer, Talkers) and self.model.voice is not None:
+            met(self.model, batches.mixer)
         print("data, hours:", json.dumps(batches.mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
         loader = DataLoader(batches, batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):

@@ -19,6 +19,7 @@ from ..config import CORE_BINS, HOPS_PER_FRAME, ModelConfig
 from .bands import BandMix, FreqConv
 from .causal import Causal, State, scoped, within
 from .level import Level
+from .recognise import Recogniser
 from .scan import GatedRecurrence
 from .trunk import Trunk, write_rows
 from .voice import Asked, Places, Turn, VoiceEncoder
@@ -70,6 +71,7 @@ class Model(Causal):
         self.asked = Asked(cfg.query_dim, cfg.voice_dim) if cfg.query_dim else None
         self.places = Places(cfg.separate, cfg.voice_dim) if cfg.separate else None
         self.turn = Turn(cfg.voice_dim, cfg.blocks, cfg.bands, w) if cfg.voice_dim else None
+        self.who = Recogniser(self.voice, cfg.trunk_dim) if cfg.recognise and self.voice is not None else None
         self.narrow, self.up = nn.Linear(w, c), nn.Linear(cfg.bands, fine, bias=False)
         self.merge = nn.ModuleList(FreqConv(2 * c, c, 1) for _ in range(cfg.conv_blocks + 1))
         self.dec = nn.ModuleList(FreqConv(c, c) for _ in range(cfg.conv_blocks))
@@ -90,6 +92,8 @@ class Model(Causal):
         if self.turn is not None:
             with torch.no_grad():
                 state["gain"], state["offset"] = self.turn.none(batch) if voice is None else self.turn(voice)
+        if self.who is not None:
+            state.update(scoped("who", self.who.init_state(batch, voice)))
         for i in range(len(self.time)):
             state.update(scoped(f"time{i}", self._time(i).init_state(batch)))
         return state
@@ -152,6 +156,7 @@ class Model(Causal):
         past = torch.cat([torch.zeros_like(f[:, :1]), f[:, :-1]], 1)
         z, skips = self._analyse(torch.cat([past, f], 2))
         turn = None if voice is None or self.turn is None else self.turn(voice)
+        compared = None if voice is None or self.who is None or self.voice is None else self.who(x, level, voice, self.voice)
         z = self.time[0](z)
         if voice is not None and len(voice) > len(x):
             n = len(voice) // len(x)
@@ -159,11 +164,17 @@ class Model(Causal):
         z = self._block(0, z, turn)
         for i in range(1, self.first_blocks):
             z = self._block(i, self.time[i](z), turn)
-        h = self.trunk(self._condition(z), task, voice)
+        c = self._condition(z)
+        if self.who is not None and compared is not None:
+            c = c + self.who.told(compared)
+        h = self.trunk(c, task, voice)
         z = self._inject(z, h)
         for i in range(self.first_blocks, len(self.time)):
             z = self._block(i, self.time[i](z), turn)
-        return self._synthesise(z, skips, x, level), h, level
+        y = self._synthesise(z, skips, x, level)
+        if self.who is not None and compared is not None:
+            y = y * self.who.gate(compared, h).repeat_interleave(HOPS_PER_FRAME, 1)[..., None]
+        return y, h, level
 
     def forward(self, x: Tensor, task: str = "restore", voice: Tensor | None = None) -> Tensor:
         return self.forward_features(x, task, voice)[0]
@@ -184,11 +195,19 @@ class Model(Causal):
 
         for i in range(self.first_blocks):
             z = block(i, z)
-        h, k, v = self.trunk.step_rows(self._condition(z), within("trunk", state))
+        c = self._condition(z)
+        if self.who is not None and self.voice is not None:
+            compared, s = self.who.step(x, level, state["trunk.pos"], self.voice, within("who", state))
+            new.update(scoped("who", s))
+            c = c + self.who.told(compared)
+        h, k, v = self.trunk.step_rows(c, within("trunk", state))
         z = self._inject(z, h)
         for i in range(self.first_blocks, len(self.time)):
             z = block(i, z)
-        return self._synthesise(z, skips, x, level), h, level, new, k, v
+        y = self._synthesise(z, skips, x, level)
+        if self.who is not None:
+            y = y * self.who.gate(compared, h)[..., None]
+        return y, h, level, new, k, v
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, _, _, new, k, v = self.step_rows(x, state)
