@@ -27,7 +27,7 @@ class ModelConfig(Sizes):
     prefix_slots: pinned keys for task, voiceprint and text, never pushed out of the window.
     voice_dim, voice_channels: the vector a talker is enrolled as (0: the model knows no voices), and the layers that make it.
     query_dim: the vector of a sentence that asks for a sound (0: the model takes no queries); it is turned into one like a talker's.
-    recognise: 1 where the model is told how much whom it hears is like whom it is turned towards.
+    recognise: 1 where what is let through is compared with the enrolled voice, and closed while it is somebody else's.
     separate: how many unknown talkers the task `separate` tells apart (0: it is not known), each by a learned vector like a talker's.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ FILE = "places.npz"
 @dataclass(frozen=True)
 class Place(Voiceprint):
     """number: of the talker, from 1. The rest is as in a voiceprint."""
+
+    TALKER: ClassVar[bool] = False
 
     number: int
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from .engine import WEIGHTS, EngineError, weights_for
 from .sentence import check, embed
@@ -14,6 +15,8 @@ from .voiceprint import Voiceprint, run_graph, turn_parts
 @dataclass(frozen=True)
 class Query(Voiceprint):
     """text: what was asked for. The rest is as in a voiceprint."""
+
+    TALKER: ClassVar[bool] = False
 
     text: str
 

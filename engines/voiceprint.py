@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 VERSIONS = (1, 2)  # 2: knows the pitch, too
 VOICE_PARTS = ("k", "v", "gain", "offset")
-RECOGNISED = "who.voice"  # in the state of a model that compares whom it hears with it
+RECOGNISED = "who.voice"  # in the state of a model that compares whom it lets through with the voice
 FRAMES_PER_SECOND = HOPS_PER_SECOND // HOPS_PER_FRAME
 LEAST_S, MOST_S = 1.0, 30.0
 ROW = 1  # of the pinned prefix; row 0 is the task
@@ -47,6 +47,8 @@ class Voiceprint:
     """weights: fingerprint of the weights it fits. parts: `VOICE_PARTS`, [1, ...] float32 each. voice: [voice_dim], for comparing talkers, and to speak as one.
     octave: mean pitch, log2 of Hz; None where it was not measured: in files of version 1, without the converter's weights, of a whisper."""
 
+    TALKER: ClassVar[bool] = True  # somebody who can be recognised
+
     weights: str
     parts: dict[str, NDArray[np.float32]]
     voice: F32
@@ -62,7 +64,7 @@ class Voiceprint:
         if any(self.parts[k].shape != (1, *rows[k].shape[1:]) for k in VOICE_PARTS) or (asked_for is not None and self.voice.shape != asked_for.shape[1:]):
             raise ValueError(DAMAGED)
         if asked_for is not None:
-            asked_for[:] = self.voice
+            asked_for[:] = self.voice if self.TALKER else 0
         state["trunk.prefix_k"][:, :, ROW] = self.parts["k"]
         state["trunk.prefix_v"][:, :, ROW] = self.parts["v"]
         state["trunk.prefix_on"][:, ROW] = 1

@@ -16,7 +16,6 @@ from . import degrade
 from .mixer import Example, Mixer, Rng, recording_gain
 
 LEAST_SECONDS = 2.5  # of one person: an enrolment and something to hear
-HARD, OF = 0.5, 8  # of the people beside one, this share is the most alike of so many
 Span = tuple[int, int]
 
 
@@ -36,9 +35,11 @@ class Talkers(Mixer):
         weight = np.array([len(p) ** 0.75 * np.mean([min(10 * self.rate, sum(n for _, n in q)) for q in p]) for p in self.people])
         self.people_chance = weight / weight.sum()
         self.voices: list[np.ndarray] = []
+        self.hard, self.of = 0.0, 1
 
-    def meet(self, voice: Callable[[np.ndarray], np.ndarray]) -> None:
-        """voice: [n, enrol_samples] → [n, dim] of length one. From now on people are often put together whose voices are alike."""
+    def meet(self, voice: Callable[[np.ndarray], np.ndarray], hard: float = 0.5, of: int = 8) -> None:
+        """voice: [n, enrol_samples] → [n, dim] of length one. From now on the share `hard` of those who are put beside somebody are the most alike of `of`."""
+        self.hard, self.of = hard, of
         rng = np.random.default_rng(self.seed)
         n = self.enrol_samples
 
@@ -51,12 +52,14 @@ class Talkers(Mixer):
     def another(self, rng: Rng, people: list[tuple[int, int]]) -> tuple[int, int]:
         """Somebody who is not among `people`, often the one of several whose voice is most like the last one's."""
         drawn: list[tuple[int, int]] = []
-        many = OF if self.voices and rng.random() < HARD else 1
+        many = self.of if self.voices and rng.random() < self.hard else 1
         for _ in range(1000):
             if (who := self.person(rng)) not in people:
                 drawn.append(who)
             if len(drawn) == many:
                 break
+        if not drawn:
+            raise ValueError("the cache holds too few people for a scene of three; pack more with tools.prepare")
         if many == 1:
             return drawn[0]
         group, member = people[-1]

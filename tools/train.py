@@ -113,8 +113,8 @@ def unclaimed(y: Tensor, targets: Tensor) -> Tensor:
     return (((made - wanted).square().mean(1) + 1e-3 * signal) / signal).log10().mean()
 
 
-def met(model: Model, talkers: Talkers) -> None:
-    """Let the talkers know, by the model's encoder, whose voices are alike."""
+def voices_of(model: Model) -> Callable[[np.ndarray], np.ndarray]:
+    """[n, samples] → [n, dim] of length one, by the model's encoder: what `Talkers.meet` wants."""
 
     def voice(x: np.ndarray) -> np.ndarray:
         assert model.voice is not None
@@ -123,7 +123,7 @@ def met(model: Model, talkers: Talkers) -> None:
             found: np.ndarray = normalize(model.voice.eval()(spec), dim=-1).cpu().numpy()
         return found
 
-    talkers.meet(voice)
+    return voice
 
 
 def part_places(model: Model, talkers: Talkers) -> None:
@@ -192,7 +192,7 @@ class Run(TimedRun):
             part_places(self.model, batches.mixer)
             self.ema.load_state_dict(self.model.state_dict())
         if isinstance(batches.mixer, Talkers) and self.model.voice is not None:
-            met(self.model, batches.mixer)
+            batches.mixer.meet(voices_of(self.model))
         print("data, hours:", json.dumps(batches.mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
         loader = DataLoader(batches, batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):

@@ -93,7 +93,7 @@ class Model(Causal):
             with torch.no_grad():
                 state["gain"], state["offset"] = self.turn.none(batch) if voice is None else self.turn(voice)
         if self.who is not None:
-            state.update(scoped("who", self.who.init_state(batch, voice)))
+            state.update(scoped("who", self.who.init_state(batch, voice if task == "extract" else None)))
         for i in range(len(self.time)):
             state.update(scoped(f"time{i}", self._time(i).init_state(batch)))
         return state
@@ -156,7 +156,6 @@ class Model(Causal):
         past = torch.cat([torch.zeros_like(f[:, :1]), f[:, :-1]], 1)
         z, skips = self._analyse(torch.cat([past, f], 2))
         turn = None if voice is None or self.turn is None else self.turn(voice)
-        compared = None if voice is None or self.who is None or self.voice is None else self.who(x, level, voice, self.voice)
         z = self.time[0](z)
         if voice is not None and len(voice) > len(x):
             n = len(voice) // len(x)
@@ -164,16 +163,13 @@ class Model(Causal):
         z = self._block(0, z, turn)
         for i in range(1, self.first_blocks):
             z = self._block(i, self.time[i](z), turn)
-        c = self._condition(z)
-        if self.who is not None and compared is not None:
-            c = c + self.who.told(compared)
-        h = self.trunk(c, task, voice)
+        h = self.trunk(self._condition(z), task, voice)
         z = self._inject(z, h)
         for i in range(self.first_blocks, len(self.time)):
             z = self._block(i, self.time[i](z), turn)
         y = self._synthesise(z, skips, x, level)
-        if self.who is not None and compared is not None:
-            y = y * self.who.gate(compared, h).repeat_interleave(HOPS_PER_FRAME, 1)[..., None]
+        if self.who is not None and self.voice is not None and voice is not None and task == "extract":
+            y = y * self.who(y, level, voice, h, self.voice).repeat_interleave(HOPS_PER_FRAME, 1)[..., None]
         return y, h, level
 
     def forward(self, x: Tensor, task: str = "restore", voice: Tensor | None = None) -> Tensor:
@@ -195,18 +191,15 @@ class Model(Causal):
 
         for i in range(self.first_blocks):
             z = block(i, z)
-        c = self._condition(z)
-        if self.who is not None and self.voice is not None:
-            compared, s = self.who.step(x, level, state["trunk.pos"], self.voice, within("who", state))
-            new.update(scoped("who", s))
-            c = c + self.who.told(compared)
-        h, k, v = self.trunk.step_rows(c, within("trunk", state))
+        h, k, v = self.trunk.step_rows(self._condition(z), within("trunk", state))
         z = self._inject(z, h)
         for i in range(self.first_blocks, len(self.time)):
             z = block(i, z)
         y = self._synthesise(z, skips, x, level)
-        if self.who is not None:
-            y = y * self.who.gate(compared, h)[..., None]
+        if self.who is not None and self.voice is not None:
+            gate, s = self.who.step(y, level, state["trunk.pos"], h, self.voice, within("who", state))
+            new.update(scoped("who", s))
+            y = y * gate[..., None]
         return y, h, level, new, k, v
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
