@@ -1,15 +1,19 @@
-"""Whom the model hears, compared with whom it was asked for: the encoder run along is the encoder, and what it says counts only where somebody is asked for."""
+"""Whom the model lets through, compared with whom it was asked for: the encoder run along is the encoder; the gate counts where somebody is asked for."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from test_contract import SMALL, random_input, shaken
 
+from tools import train_gate
 from voicewire.engines.net.model import Model
-from voicewire.engines.net.recognise import LOUD, Recogniser
+from voicewire.engines.net.recognise import LOUD, MEMORIES_FRAMES, Recogniser
 from voicewire.engines.net.voice import VoiceEncoder
+
+DELAY = 14  # frames that the encoder looks ahead
 
 
 def made() -> tuple[Model, Recogniser, VoiceEncoder]:
@@ -18,31 +22,33 @@ def made() -> tuple[Model, Recogniser, VoiceEncoder]:
     return model, model.who, model.voice
 
 
+def voices(n: int) -> torch.Tensor:
+    """[n, 6] as the encoder makes them"""
+    return torch.nn.functional.normalize(torch.randn(n, 6, generator=torch.Generator().manual_seed(3)), dim=-1) * 6**0.5
+
+
 def test_run_along_is_at_once_but_late() -> None:
     """Frame by frame the encoder says of a frame what it says of it in the whole clip, 0.28 s later, from the very first frame on."""
     _, who, encoder = made()
     x = torch.from_numpy(random_input(2, 120, 160, 2))
     level = x.square().sum(-1).mean((1, 2), keepdim=True)[..., 0].div(LOUD).sqrt().expand(-1, 120)
     with torch.no_grad():
-        along, late = who.along(x, level, encoder)
+        along, late = who.along(who._heard(x, level, level, encoder)[0], encoder)
         power = x.square().sum(-1)
         power = power / power.mean((1, 2), keepdim=True)
         at_once = encoder.body(encoder.inp(0.2 * (power + 1e-5).log().view(2, 60, -1).transpose(1, 2)))
-    assert late == 14
+    assert late == DELAY
     torch.testing.assert_close(along[..., late : 60 - late], at_once[..., : 60 - 2 * late], atol=1e-5, rtol=1e-4)
 
 
-def test_nobody_asked_for_nothing_told() -> None:
-    """Without a voice nothing is told and nothing closed; nor before the encoder has heard anything. With one, another voice is told otherwise."""
+def test_nobody_asked_for_nothing_closed() -> None:
+    """Without a voice the gate is open, and with one until something was heard; then it depends on the voice."""
     _, who, encoder = made()
-    x, level, h = torch.from_numpy(random_input(1, 80, 160, 2)), torch.full((1, 80), 0.02), torch.zeros(3, 40, 16)
-    voices = torch.cat([torch.zeros(1, 6), torch.nn.functional.normalize(torch.randn(2, 6), dim=-1) * 6**0.5])
+    y, level, h = torch.from_numpy(random_input(1, 80, 160, 2)).expand(3, -1, -1, -1), torch.full((3, 80), 0.02), torch.zeros(3, 40, 16)
     with torch.no_grad():
-        compared = who(x, level, voices, encoder)
-        told, gate = who.told(compared), who.gate(compared, h)
-    assert not told[0].any() and torch.equal(gate[0], torch.ones(40, 1))
-    assert not told[:, :14].any() and torch.equal(gate[:, :14], torch.ones(3, 14, 1))
-    assert (told[1, 14:] != told[2, 14:]).any() and ((gate[1:, 14:] > 0) & (gate[1:, 14:] < 1)).all()
+        gate = who(y, level, torch.cat([torch.zeros(1, 6), voices(2)]), h, encoder)
+    assert torch.equal(gate[0], torch.ones(40, 1)) and torch.equal(gate[:, :DELAY], torch.ones(3, DELAY, 1))
+    assert (gate[1, DELAY:] != gate[2, DELAY:]).any() and ((gate[1:, DELAY:] > 0) & (gate[1:, DELAY:] < 1)).all()
 
 
 def test_a_closed_gate_is_silence() -> None:
@@ -50,5 +56,49 @@ def test_a_closed_gate_is_silence() -> None:
     with torch.no_grad():
         who.open.weight.zero_()
         who.open.bias.fill_(-200.0)
-        y = model(torch.from_numpy(random_input(1, 80, 160, 2)), "extract", torch.ones(1, 6))
-    assert y[:, :28].abs().max() > 0 and not y[:, 28:].any()
+        x = torch.from_numpy(random_input(1, 80, 160, 2))
+        y, open_ = model(x, "extract", voices(1)), model(x, "query", voices(1))
+    assert y[:, : 2 * DELAY].abs().max() > 0 and not y[:, 2 * DELAY :].any()
+    assert (open_[:, 2 * DELAY :].abs().amax((2, 3)) > 0).all(), "the gate is about talkers"
+
+
+def test_another_voice_is_compared_anew() -> None:
+    """Who was let through for the one says nothing about the other: with the voice changes what the gate knows, which is next to nothing at first."""
+    model, who, _ = made()
+    one, two = voices(2)
+    with torch.no_grad():
+        who.open.weight.zero_()
+        who.open.bias.fill_(-200.0)
+        state = model.init_state(1, "extract", one[None])
+        loud = []
+        for t in range(60):
+            if t == 40:
+                state["who.voice"] = two[None]
+            y, state = model.step(torch.from_numpy(random_input(1, 2, 160, 2)), state)
+            loud.append(bool(y.any()))
+            if t in (39, 40):
+                sure = 1 - torch.tensor([1 - 1 / n for n in MEMORIES_FRAMES]) ** (26 if t == 39 else 1)
+                torch.testing.assert_close(state["who.sure"][0], sure)
+    assert loud == [t < DELAY for t in range(60)]
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_loss_of_a_gate_is_that_of_what_it_leaves(silent: bool) -> None:
+    """From powers a frame, without the model: what the error and the rest would be, frame by frame gated."""
+    model, who, _ = made()
+    plain = Model(replace(SMALL, voice_dim=6, voice_channels=8)).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("who.")})
+    generator = torch.Generator().manual_seed(0)
+    mix, target, enrolment = (0.1 * torch.randn(1, 16000, generator=generator) for _ in range(3))
+    target = target * (0 if silent else 1)
+    heard = train_gate.hear(plain, who, mix, target, enrolment)
+    with torch.no_grad():
+        _, error_db, left_db = train_gate.loss(who, heard)
+        gate = who.gate(heard.compared.float(), heard.loud.float(), heard.h.float()).repeat_interleave(2, 1)[..., None]
+        assert model.voice is not None
+        x, wanted, known = (train_gate.stft(z, 160)[:, :, :160] for z in (mix, target, enrolment))
+        y = gate * plain(x, "extract", model.voice(known))
+    if silent:
+        assert abs(left_db - 10 * float((y.square().sum() / x.square().sum()).log10())) < 0.1
+    else:
+        assert abs(error_db - 10 * float(((y - wanted).square().sum() / wanted.square().sum()).log10())) < 0.1

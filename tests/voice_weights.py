@@ -14,7 +14,7 @@ from test_training import RECIPE as TINY
 from tools.prepare import prepare
 
 RECIPE = TINY.replace(
-    "[data]", "voice_dim = 6\nvoice_channels = 8\nrecognise = 1\nquery_dim = 256\nseparate = 2\n[data]\nextract = 0.3\nquery = 0.3\nseparate = 0.25\npeople = 2"
+    "[data]", "voice_dim = 6\nvoice_channels = 8\nquery_dim = 256\nseparate = 2\n[data]\nextract = 0.3\nquery = 0.3\nseparate = 0.25\npeople = 2"
 ).replace("warmup_steps = 2", "warmup_steps = 1\nlr = 0.01")
 
 
@@ -47,7 +47,8 @@ def train(cache: Path, root: Path) -> Path:
     for args in (
         ("tools.train_voice", root / "voice", "--recipe", root / "small.toml", "--steps", 3),
         ("tools.train", root / "run", "--recipe", root / "small.toml", "--voice", root / "voice" / "last.pt", "--steps", 12),
-        ("voicewire.engines.export", root / "run" / "last.pt", "--out", root / "weights"),
+        ("tools.train_gate", root / "gate", "--cache", cache, "--init", root / "run" / "last.pt", "--minutes", 0.1),
+        ("voicewire.engines.export", root / "gate" / "last.pt", "--out", root / "weights"),
     ):
         done = subprocess.run([sys.executable, "-m", *map(str, args)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

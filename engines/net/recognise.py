@@ -135,8 +135,8 @@ class Recogniser(nn.Module):
             new |= {f"u{i}": around[..., 1:], f"x{i}": then[..., 1:]}
             late += 2 * d
         known = (pos >= late)[:, None].to(z.dtype)
-        kept = ((state["last"] - state["voice"]).abs().sum(-1, keepdim=True) < 1e-3).to(z.dtype) * self.forget
-        new["last"] = state["voice"]
+        same = (state["last"] - state["voice"]).abs().sum(-1, keepdim=True) < 1e-3
+        new["last"], kept = torch.where(same, state["last"], state["voice"]), same.to(z.dtype) * self.forget
         new["sums"] = kept[..., None, None] * state["sums"] + self._terms(z, known[..., None], encoder)
         new["sure"] = kept * state["sure"] + (1 - self.forget) * known
         return self.gate(self._compared(new["sums"][:, None], new["sure"][:, None], state["voice"], encoder), loud, h), new
