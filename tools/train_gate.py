@@ -37,8 +37,8 @@ from .talkers import Talkers
 from .train import voices_of
 
 SECONDS, BATCH = 8.0, 4
-HARD, OF = 0.7, 32  # this share of the others is the most alike of so many: new talkers are told apart less well than those the encoder was trained with
-LEFT, QUIET = 0.5, 3e-4  # weight of what is left where the talker is not; 35 dB less is enough
+HARD, OF = 0.5, 16  # this share of the others is the most alike of so many: new talkers are told apart less well than those the encoder was trained with
+LEFT, QUIET = 0.4, 5e-4  # weight of what is left where the talker is not; 33 dB less is enough
 HELD_OUT = 0.1
 RATE, STEPS_BATCH = 1e-3, 16
 
