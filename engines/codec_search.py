@@ -23,12 +23,11 @@ _TYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 
 
 class Chosen(NamedTuple):
-    """tokens: [streams]; heard: [code_dim + 1] the acoustic numbers that they stand for; error: squared, of these; bits: what they take."""
+    """tokens: [streams]; heard: [code_dim + 1] the acoustic numbers that they stand for; error: squared, of these."""
 
     tokens: I64
     heard: F32
     error: float
-    bits: float
 
 
 def _tensors(path: Path) -> dict[str, F32]:
@@ -84,12 +83,10 @@ class TokenSearch:
         `Odds.past`; price: squared error that a bit is worth; streams: how many tokens are wanted. The semantic token is the nearest whatever it takes."""
         found = np.array([[(self._semantic_size - 2 * (self._semantic @ semantic)).argmin()]])
         rest = acoustic - self._guess[found[:, 0]]
-        bits = self.odds.bits(0, past)[:, found[0, 0]]
         said, cost = self.odds.add(past, 0, found[:, 0]), (rest * rest).sum(1)
         for k, book in enumerate(self._acoustic[: streams - 1]):
-            each = self.odds.bits(1 + k, said)
-            many = (cost[:, None] + self._size[k]) + np.float32(price) * each - rest @ self._twice[k]
+            many = (cost[:, None] + self._size[k]) + np.float32(price) * self.odds.bits(1 + k, said) - rest @ self._twice[k]
             way, code = np.divmod(_least(many, BEAM if k + 2 < streams else 1), len(book))
-            cost, bits, rest = many[way, code], bits[way] + each[way, code], rest[way] - book[code]
+            cost, rest = many[way, code], rest[way] - book[code]
             found, said = np.concatenate([found[way], code[:, None]], 1), self.odds.add(said[way], 1 + k, code)
-        return Chosen(found[0], acoustic - rest[0], float((rest[0] * rest[0]).sum()), float(bits[0]))
+        return Chosen(found[0], acoustic - rest[0], float((rest[0] * rest[0]).sum()))

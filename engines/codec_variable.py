@@ -1,7 +1,7 @@
 """Variable rate without look-ahead (QuarkAudio's dynamic frame rate, made causal): tokens are held instead of sent where that saves more than it spoils.
 
 A frame is held while its semantic vector agrees with that of the frame whose tokens were sent last, and what these are further off its acoustic numbers
-than new ones would be is not worth the bits of new ones. Errors count the less the quieter a frame is beside what was heard before. After `cap_frames`
+than new ones would be is not worth the bits saved. Errors count the less the quieter a frame is beside what was heard before. After `cap_frames`
 frames a new one is sent anyway, so what is heard is never older. Nothing from the future is needed, so there is no more delay.
 """
 
@@ -17,6 +17,7 @@ from .codec_search import Chosen, TokenSearch
 from .engine import F32
 
 I64 = NDArray[np.int64]
+SAVED_BITS = 25  # that holding is taken to save: less than new tokens take, some 35, as an error that stays is heard more than one that changes
 LOUDNESS = 0.4  # power of the energy that errors are weighed by
 FORGETTING = 0.9995  # a frame: the loudest so far counts half after 28 s
 QUIETEST = 1e-6  # of the loudest: what is below counts the same
@@ -56,8 +57,8 @@ class VariableStream:
         if not agreement(semantic, self._semantic) >= self._rate.threshold:
             return False
         error = float(np.square(acoustic - self._last.heard).sum())
-        # what new tokens would leave of the error, and take, is what those sent last did
-        return weight * max(error - self._last.error, 0.0) < self._rate.price * self._last.bits
+        # what new tokens would leave of the error is what those sent last did
+        return weight * max(error - self._last.error, 0.0) < self._rate.price * SAVED_BITS
 
     def next(self, acoustic: F32, semantic: F32, energy: float) -> I64 | None:
         """acoustic: [code_dim + 1], semantic: [code_dim] of this frame before the search, energy: of its spectrum → tokens [streams], None: those sent last."""

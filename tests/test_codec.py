@@ -175,7 +175,7 @@ def test_what_variable_rate_refuses(weights: Path, tmp_path: Path) -> None:
         if junk:
             (tmp_path / "codec.safetensors").write_bytes(junk)
         engine = CodecEngine(tmp_path)
-        with pytest.raises(EngineError, match="codec.safetensors") as e:
+        with pytest.raises(EngineError, match=r"codec\.safetensors") as e:
             b"".join(encode([sound(0.1)], 16000, engine, VariableRate()))
         assert "\n" not in str(e.value)
         assert b"".join(encode([sound(0.1)], 16000, engine)), "constant rate needs it not"

@@ -67,7 +67,7 @@ def test_pauses_cost_little(clean: np.ndarray, engine_and_tokens: tuple[CodecEng
 
 
 def test_a_dearer_bit_saves_bits(clean: np.ndarray, engine_and_tokens: tuple[CodecEngine, np.ndarray]) -> None:
-    """Free bits give the tokens of constant rate; the dearer they are, the fewer are taken, for sent frames as they are and by holding. Files are read as any."""
+    """Free bits give the tokens of constant rate; the dearer they are, the fewer are taken, by frames that are sent and by holding."""
     engine, tokens = engine_and_tokens
     x = clean[:64000]
     constant = len(b"".join(encode([x], 16000, engine)))
