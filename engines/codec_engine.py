@@ -52,8 +52,9 @@ class OnnxStep:
         self._shapes = {n: (tuple(i.shape[1:]), _TYPES[i.type]) for n, i in inputs.items()}
         new = [o.name for o in self._session.get_outputs() if o.name.endswith(".new")]
         self._changed = [name.removesuffix(".new") for name in new]
-        self._wanted, self._how = ([*wanted, *new], ort.RunOptions()) if wanted else (None, None)
-        if self._how is not None:
+        self._wanted = [*wanted, *new] if wanted else None
+        self._how = ort.RunOptions() if wanted else None
+        if self._how:
             self._how.only_execute_path_to_fetches = True
 
     def fresh(self, batch: int) -> State:

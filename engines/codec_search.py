@@ -19,7 +19,7 @@ from .engine import F32, EngineError
 I64 = NDArray[np.int64]
 FILE = "codec.safetensors"
 BEAM = 16  # ways followed through the layers, as in the encoder's own search
-_TYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_TYPES = {"F16": "<f2", "F32": "<f4"}
 
 
 class Chosen(NamedTuple):
@@ -40,7 +40,7 @@ def _tensors(path: Path) -> dict[str, F32]:
             if name.startswith("encoder.guess.") or (name.startswith("encoder.") and ".books." in name and name.endswith(".codes")):
                 begin, end = told["data_offsets"]
                 found[name] = np.frombuffer(data[start + begin : start + end], _TYPES[told["dtype"]]).reshape(told["shape"]).astype(np.float32)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise EngineError(f"{path} cannot be read, which variable rate needs; export the weights again") from None
     return found
 
@@ -49,7 +49,7 @@ def _least(x: F32, n: int) -> I64:
     """Where in x: [rows, columns], flattened, the n least are, in no order."""
     flat = x.reshape(-1)
     if n == 1:
-        return flat.argmin(keepdims=True)
+        return np.array([flat.argmin()])
     if len(x) < n:
         return np.argpartition(flat, min(n, x.size) - 1)[:n]
     # n rows have one each that is no larger than the n-th of the rows' least, so only what is up to that is looked at
