@@ -19,7 +19,7 @@ from .engine import F32
 I64 = NDArray[np.int64]
 SAVED_BITS = 25  # that holding is taken to save: less than new tokens take, some 35, as an error that stays is heard more than one that changes
 LOUDNESS = 0.4  # power of the energy that errors are weighed by
-FORGETTING = 0.9995  # a frame: the loudest so far counts half after 28 s
+FORGETTING = 0.998  # a frame: the loudest so far counts half after 7 s, so that a door that slams is not the measure for minutes
 QUIETEST = 1e-6  # of the loudest: what is below counts the same
 
 
