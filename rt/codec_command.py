@@ -29,7 +29,7 @@ def add(sub: Any, positive: Callable[[str], float]) -> None:
     e.add_argument("output", type=Path, metavar="OUT.tok")
     e.add_argument("--bitrate", type=positive, metavar="KBIT", help="leave out acoustic layers to stay below so many kbit/s before packing; default: all, 2.5")
     e.add_argument("--variable", action="store_true", help="variable rate: tokens are held, or cheaper ones are sent, where that spoils little")
-    e.add_argument("--price", type=positive, help=f"with --variable: squared error that a bit is worth; more: fewer bits; default {DEFAULT.price}")
+    e.add_argument("--price", type=positive, help=f"with --variable: squared error that a bit is worth (lambda), more for fewer bits; default {DEFAULT.price}")
     e.add_argument("--threshold", type=positive, help=f"with --variable: agreement (cosine) below which nothing is held; default {DEFAULT.threshold}")
     e.add_argument("--cap-ms", type=positive, help=f"with --variable: longest time that tokens are held; default {CAP_MS:.0f}")
     d = kinds.add_parser("decode", help="a token file to a sound file")

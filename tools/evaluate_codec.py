@@ -35,7 +35,7 @@ from .evaluate import load
 from .prepare import AUDIO
 
 RATE = metrics.RATE
-PRICES = tuple(VariableRate.price * part for part in (0.25, 0.5, 1, 2, 4))
+PRICES = (0.01, 0.02, VariableRate.price, 0.06, 0.1)
 
 
 @dataclass
