@@ -129,7 +129,7 @@ def test_bits_in_real_numbers_are_those_of_the_counts() -> None:
     said = odds.past(tokens[0], tokens[1], rng.integers(0, 20, 50))
     for s in range(odds.streams):
         counts = odds.counts(s, said)
-        likely = counts > 1000
+        likely = (counts > 1000) & (counts < counts.max(1, keepdims=True))  # the likeliest also gets what rounding leaves over
         assert likely.any()
         np.testing.assert_allclose(odds.bits(s, said)[likely], TOTAL_BITS - np.log2(counts[likely]), atol=0.05)
         assert odds.bits(s, said).max() <= TOTAL_BITS
