@@ -41,7 +41,7 @@ def test_the_search_finds_the_least_of_error_and_bits(price: float) -> None:
     search, rng, missed = made(), np.random.default_rng(1), []
     every = np.array(list(itertools.product(range(CODES), repeat=LAYERS)))
     sums = search._acoustic[0][every[:, 0]] + search._acoustic[1][every[:, 1]]
-    for _ in range(20):
+    for _ in range(10):
         z, v = (rng.standard_normal(n).astype(np.float32) for n in (DIM, 5))
         before = rng.integers(0, CODES, (1, 1 + LAYERS))
         past = search.odds.past(before, before, np.array([1]))

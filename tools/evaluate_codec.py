@@ -165,7 +165,7 @@ def systems(engine: CodecEngine) -> list[System]:
     rows = [System("as recorded", lambda c: (c.x, 16.0 * len(c.x)), True), System("constant rate, whole", constant, True)]
     rows += [System(f"semantic + {n} acoustic", cut(lambda i, n=n: i <= n), n == 0) for n in range(layers)]  # type: ignore[misc]
     rows += [System(f"no semantic, {layers} acoustic", cut(lambda i: i > 0), True)]
-    rows += [System(f"variable, {p:g}", variable(p)) for p in PRICES]
+    rows += [System(f"variable, {p:g}", variable(p), p == VariableRate.price) for p in PRICES]
     rows += [System(f"fixed decimation, as {p:g}", decimated(p)) for p in PRICES]
     try:
         import av
