@@ -1,7 +1,6 @@
-"""When a frame's tokens may be held instead of sent: variable rate without look-ahead (QuarkAudio's dynamic frame rate, made causal).
+"""Which frames would be held by what is said alone: while semantic vectors agree. What training and the odds of tokens learn holding from.
 
-A frame is held while its semantic vector agrees with that of the frame whose tokens were sent last; after `cap_frames` frames a new one is sent anyway,
-so what is heard is never older than the cap. The decision needs nothing from the future, so holding adds no delay.
+What is held in use also depends on how it sounds, and on bits (`codec_variable.py`).
 """
 
 from __future__ import annotations
@@ -20,29 +19,11 @@ def agreement(a: F32, b: F32) -> F32:
     return out
 
 
-class Holder:
-    """Decides frame by frame for one stream. threshold: cosine from which on two frames agree; above 1 nothing is held."""
-
-    def __init__(self, threshold: float, cap_frames: int) -> None:
-        if cap_frames < 1:
-            raise ValueError(f"the cap must be at least one frame, not {cap_frames}")
-        self.threshold, self.cap = threshold, cap_frames
-        self._sent: F32 | None = None
-        self._run = 0
-
-    def next(self, semantic: F32) -> bool:
-        """semantic: [code_dim] of this frame → True if the tokens sent last also stand for it."""
-        held = self._sent is not None and self._run < self.cap and bool(agreement(semantic, self._sent) >= self.threshold)
-        if not held:
-            self._sent, self._run = np.array(semantic), 0
-        self._run += 1
-        return held
-
-
 def source_frames(semantic: F32, threshold: float, cap_frames: int) -> NDArray[np.int64]:
-    """[frames, code_dim] → for every frame the index of the frame whose tokens are heard."""
-    holder, out, last = Holder(threshold, cap_frames), np.zeros(len(semantic), np.int64), 0
+    """semantic: [frames, code_dim] → for every frame the index of the frame whose tokens are heard. threshold: cosine from which on two frames agree, above 1
+    nothing is held; cap_frames: how many frames tokens stand at most."""
+    out, last = np.zeros(len(semantic), np.int64), 0
     for t, vector in enumerate(semantic):
-        last = last if holder.next(vector) else t
+        last = last if 0 < t < last + cap_frames and agreement(vector, semantic[last]) >= threshold else t
         out[t] = last
     return out

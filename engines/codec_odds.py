@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .codec_config import CodecConfig
-from .engine import EngineError
+from .engine import F32, EngineError
 
 I64 = NDArray[np.int64]
 FILE = "odds.npz"
@@ -50,6 +50,8 @@ class Odds:
         # in float64 for the fast product of matrices, which is exact: whole numbers, and below 2^53 whatever the order of the sum
         self._rows, self._bias = t["rows"].transpose(0, 2, 1).astype(np.float64), t["bias"] << (UNIT_BITS - FINE_BITS)
         self._scale, self._gap, self._powers = t["scale"], t["gap"], t["powers"]
+        self._real_rows = (self._rows * (self._scale[:, None, None] / 2.0 ** (16 + UNIT_BITS))).astype(np.float32)
+        self._real_bias = (t["bias"] / (1 << FINE_BITS)).astype(np.float32)
         # what each code of each stream adds for each stream; -1, the last row, adds nothing
         known = np.concatenate([t["rows"], np.zeros((self.streams, 1, dim), np.int64)], 1)
         self._before, self._earlier, self._now = (np.einsum("kcd,lkde->kcle", known, t[name], optimize=True) for name in ("before", "earlier", "now"))
@@ -101,3 +103,10 @@ class Odds:
         rows = np.arange(len(counts))
         counts[rows, weight.argmax(1)] += (1 << TOTAL_BITS) - counts.sum(1)
         return counts
+
+    def bits(self, stream: int, said: I64) -> F32:
+        """said: [n, streams, dim] → what each code of `stream` takes, [n, codes] bits: about what `counts` says, in real numbers, so not to pack by."""
+        likely = said[:, stream].astype(np.float32) @ self._real_rows[stream] + self._real_bias[stream]
+        likely -= likely.max(1, keepdims=True)
+        found: F32 = np.minimum(np.log2(np.exp2(likely).sum(1, keepdims=True)) - likely, np.float32(TOTAL_BITS))
+        return found

@@ -6,7 +6,7 @@ from pathlib import Path
 import soundfile as sf
 
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
-from voicewire.engines.codec_hold import Holder
+from voicewire.engines.codec_variable import VariableRate
 from voicewire.rt.codec import TokenDecoder, encode
 from voicewire.rt.codec_format import Parser
 
@@ -15,7 +15,7 @@ mono = x.mean(1)
 engine = CodecEngine(Path(sys.argv[3]) if len(sys.argv) > 3 else CODEC_WEIGHTS)
 
 microphone = (mono[t : t + 441] for t in range(0, len(mono), 441))  # blocks of any size
-wire = encode(microphone, rate, engine, Holder(0.95, cap_frames=32), packet_frames=5)  # a packet every 100 ms; leave the holder out for constant rate
+wire = encode(microphone, rate, engine, VariableRate(), packet_frames=5)  # a packet every 100 ms; leave VariableRate out for constant rate
 
 parser, decoder, heard, sent = Parser(engine.odds), TokenDecoder(rate, engine), [], 0
 for message in wire:

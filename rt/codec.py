@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,50 +11,104 @@ from numpy.typing import NDArray
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CodecEngine
 from voicewire.engines.codec_high import extend
-from voicewire.engines.codec_hold import Holder
 from voicewire.engines.codec_odds import Odds
+from voicewire.engines.codec_variable import VariableRate, VariableStream
 from voicewire.engines.config import CORE_BINS, HOPS_PER_FRAME
 from voicewire.engines.stft import BINS, analyse, hop_samples, synthesise
 
 from .codec_format import PACKET_FRAMES, End, Header, Packet, Parser, frames_of, pack_end, pack_packet
+from .codec_payload import Sent
 from .lane import F32, Samples, to_float
 
 I64 = NDArray[np.int64]
 
 
-class TokenEncoder:
+class _Framed:
+    """One channel of sound, in blocks of any size → spectra of whole frames, [1, 2, 160, 2] each."""
+
+    def __init__(self, rate: int) -> None:
+        self.hop = hop_samples(rate)
+        self.rate, self.samples = rate, 0
+        self._tail: F32 = np.zeros((1, self.hop), np.float32)
+        self._rest: F32 = np.zeros(0, np.float32)
+
+    def _complete(self, block: Samples) -> Iterator[F32]:
+        self.samples += len(block)
+        return self._spectra(to_float(block)[0])
+
+    def _last(self) -> Iterator[F32]:
+        missing = frames_of(self.samples, self.rate) * HOPS_PER_FRAME * self.hop - self.samples
+        return self._spectra(np.zeros(missing, np.float32))
+
+    def _spectra(self, block: F32) -> Iterator[F32]:
+        size = HOPS_PER_FRAME * self.hop
+        x = np.concatenate([self._rest, block])
+        whole = len(x) // size * size
+        self._rest = x[whole:].copy()
+        for at in range(0, whole, size):
+            spec, self._tail = analyse(self._tail, x[None, at : at + size])
+            yield spec[:, :, :CORE_BINS]
+
+
+class TokenEncoder(_Framed):
     """One channel of sound → tokens, frame by frame.
 
     rate: 8,000 to 48,000 Hz, no resampling; sound above 8 kHz is not coded, the decoder makes it up (codec_high). NaN and infinities are taken for silence.
     """
 
     def __init__(self, rate: int, engine: CodecEngine) -> None:
-        self.hop = hop_samples(rate)
-        self.rate, self.engine, self.samples = rate, engine, 0
+        super().__init__(rate)
+        self.engine = engine
         self._state = engine.init_encoder(1)
-        self._tail: F32 = np.zeros((1, self.hop), np.float32)
-        self._rest: F32 = np.zeros(0, np.float32)
 
     def process(self, block: Samples) -> tuple[I64, F32]:
         """block: [n] float32 or int16, any n → tokens [frames, streams] and semantic vectors [frames, code_dim] of the frames that are now complete."""
-        self.samples += len(block)
-        return self._run(to_float(block)[0])
+        return self._run(self._complete(block))
 
     def flush(self) -> tuple[I64, F32]:
         """The frames that the last samples are in."""
-        missing = frames_of(self.samples, self.rate) * HOPS_PER_FRAME * self.hop - self.samples
-        return self._run(np.zeros(missing, np.float32))
+        return self._run(self._last())
 
-    def _run(self, block: F32) -> tuple[I64, F32]:
-        size, cfg = HOPS_PER_FRAME * self.hop, self.engine.config
-        x = np.concatenate([self._rest, block])
-        whole = len(x) // size
-        tokens, semantic = np.zeros((whole, cfg.streams), np.int64), np.zeros((whole, cfg.code_dim), np.float32)
-        for t in range(whole):
-            spec, self._tail = analyse(self._tail, x[None, t * size : (t + 1) * size])
-            tokens[t : t + 1], semantic[t : t + 1], self._state = self.engine.encode(spec[:, :, :CORE_BINS], self._state)
-        self._rest = x[whole * size :].copy()
-        return tokens, semantic
+    def _run(self, spectra: Iterator[F32]) -> tuple[I64, F32]:
+        cfg = self.engine.config
+        tokens, semantic = [np.zeros((0, cfg.streams), np.int64)], [np.zeros((0, cfg.code_dim), np.float32)]
+        for spec in spectra:
+            t, s, self._state = self.engine.encode(spec, self._state)
+            tokens.append(t)
+            semantic.append(s)
+        return np.concatenate(tokens), np.concatenate(semantic)
+
+
+class VariableEncoder(_Framed):
+    """One channel of sound → tokens at variable rate, frame by frame, and which of them are sent. See `TokenEncoder`.
+
+    streams: tokens a frame; packet_frames: how many frames are written together, of which the first is always sent.
+    """
+
+    def __init__(self, rate: int, engine: CodecEngine, variable: VariableRate, streams: int, packet_frames: int) -> None:
+        super().__init__(rate)
+        self.engine = engine
+        self._stream = VariableStream(variable, engine.search, streams, packet_frames)
+        self._state = engine.init_encoder(1)
+        self._tokens = np.zeros((1, streams), np.int64)
+
+    def process(self, block: Samples) -> tuple[I64, Sent]:
+        """block: [n] float32 or int16, any n → tokens [frames, streams], held ones filled in, and sent [frames] of the frames that are now complete."""
+        return self._run(self._complete(block))
+
+    def flush(self) -> tuple[I64, Sent]:
+        """The frames that the last samples are in."""
+        return self._run(self._last())
+
+    def _run(self, spectra: Iterator[F32]) -> tuple[I64, Sent]:
+        tokens, sent = [self._tokens[:0]], []
+        for spec in spectra:
+            acoustic, semantic, self._state = self.engine.hear(spec, self._state)
+            new = self._stream.next(acoustic[0], semantic[0], float(np.square(spec).sum()))
+            self._tokens = self._tokens if new is None else new[None]
+            tokens.append(self._tokens)
+            sent.append(new is not None)
+        return np.concatenate(tokens), np.array(sent, bool)
 
 
 class TokenDecoder:
@@ -89,28 +144,33 @@ def streams_within(kbit_s: float, engine: CodecEngine) -> int:
 
 
 def encode(
-    blocks: Iterable[F32], rate: int, engine: CodecEngine, holder: Holder | None = None, *, streams: int | None = None, packet_frames: int = PACKET_FRAMES
+    blocks: Iterable[F32],
+    rate: int,
+    engine: CodecEngine,
+    variable: VariableRate | None = None,
+    *,
+    streams: int | None = None,
+    packet_frames: int = PACKET_FRAMES,
 ) -> Iterator[bytes]:
-    """Blocks of sound → bytes of the token format, a packet at a time. holder: for variable rate; streams: leave out the last acoustic layers."""
-    cfg, encoder = engine.config, TokenEncoder(rate, engine)
-    streams = cfg.streams if streams is None else streams
-    header = Header(rate, streams, engine.odds.fingerprint, holder is not None)
+    """Blocks of sound → bytes of the token format, a packet at a time. variable: None for constant rate; streams: leave out the last acoustic layers."""
+    streams = engine.config.streams if streams is None else streams
+    encoder = VariableEncoder(rate, engine, variable, streams, packet_frames) if variable else TokenEncoder(rate, engine)
+    header = Header(rate, streams, engine.odds.fingerprint, variable is not None)
     yield header.pack()
     tokens, sent, first = np.zeros((0, streams), np.int64), np.zeros(0, bool), 0
 
     def packets(whole: bool) -> Iterator[bytes]:
         nonlocal tokens, sent, first
         while len(tokens) >= packet_frames or (whole and len(tokens)):
-            here = sent[:packet_frames].copy()
-            here[0] = True  # a packet is read without the one before
+            here = sent[:packet_frames]
             yield pack_packet(header, Packet(first, tokens[:packet_frames], here), engine.odds)
             first += len(here)
             tokens, sent = tokens[packet_frames:], sent[packet_frames:]
 
-    def take(new: I64, semantic: F32) -> None:
+    def take(new: I64, told: NDArray[Any]) -> None:
+        """told: which frames are sent, or semantic vectors"""
         nonlocal tokens, sent
-        held = [holder.next(v) for v in semantic] if holder else [False] * len(new)
-        tokens, sent = np.concatenate([tokens, new[:, :streams]]), np.concatenate([sent, ~np.array(held, bool)])
+        tokens, sent = np.concatenate([tokens, new[:, :streams]]), np.concatenate([sent, told if variable else np.ones(len(new), bool)])
 
     for block in blocks:
         take(*encoder.process(block))
@@ -120,7 +180,7 @@ def encode(
     yield pack_end(End(first, encoder.samples))
 
 
-def read_tokens(data: bytes, odds: Odds) -> tuple[Header, I64, NDArray[np.bool_], int]:
+def read_tokens(data: bytes, odds: Odds) -> tuple[Header, I64, Sent, int]:
     """A whole token file → (header, tokens [frames, streams], sent [frames], samples). TokenError when it is not whole, or of other weights."""
     parser = Parser(odds)
     packets = list(parser.feed(data))

@@ -12,12 +12,13 @@ import numpy as np
 
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
-from voicewire.engines.codec_hold import Holder
+from voicewire.engines.codec_variable import VariableRate
 
 from . import codec, files
 from .codec_format import TokenError
 
-THRESHOLD, CAP_MS = 0.95, 640.0  # chosen by tools.sweep_codec_hold
+DEFAULT = VariableRate()
+CAP_MS = 1000 * DEFAULT.cap_frames / FRAMES_PER_SECOND
 
 
 def add(sub: Any, positive: Callable[[str], float]) -> None:
@@ -27,8 +28,9 @@ def add(sub: Any, positive: Callable[[str], float]) -> None:
     e.add_argument("input", type=Path, metavar="IN")
     e.add_argument("output", type=Path, metavar="OUT.tok")
     e.add_argument("--bitrate", type=positive, metavar="KBIT", help="leave out acoustic layers to stay below so many kbit/s before packing; default: all, 2.5")
-    e.add_argument("--variable", action="store_true", help="variable rate: tokens are held while what is said stays the same")
-    e.add_argument("--threshold", type=positive, help=f"with --variable: agreement (cosine) from which on tokens are held; default {THRESHOLD}")
+    e.add_argument("--variable", action="store_true", help="variable rate: tokens are held, or cheaper ones are sent, where that spoils little")
+    e.add_argument("--price", type=positive, help=f"with --variable: squared error that a bit is worth (lambda), more for fewer bits; default {DEFAULT.price}")
+    e.add_argument("--threshold", type=positive, help=f"with --variable: agreement (cosine) below which nothing is held; default {DEFAULT.threshold}")
     e.add_argument("--cap-ms", type=positive, help=f"with --variable: longest time that tokens are held; default {CAP_MS:.0f}")
     d = kinds.add_parser("decode", help="a token file to a sound file")
     d.add_argument("input", type=Path, metavar="IN.tok")
@@ -61,13 +63,14 @@ def _check_place(source: Path, path: Path) -> None:
 def _encode(a: argparse.Namespace) -> str:
     _check_place(a.input, a.output)
     x, rate, _ = files.read(a.input)
-    if not a.variable and (a.threshold or a.cap_ms):
-        raise files.InputError("--threshold and --cap-ms go with --variable")
-    holder = Holder(a.threshold or THRESHOLD, max(1, round((a.cap_ms or CAP_MS) * FRAMES_PER_SECOND / 1000))) if a.variable else None
+    if not a.variable and (a.price or a.threshold or a.cap_ms):
+        raise files.InputError("--price, --threshold and --cap-ms go with --variable")
+    cap_frames = max(1, round((a.cap_ms or CAP_MS) * FRAMES_PER_SECOND / 1000))
+    variable = VariableRate(a.price or DEFAULT.price, a.threshold or DEFAULT.threshold, cap_frames) if a.variable else None
     engine = CodecEngine(a.weights)
     streams = codec.streams_within(a.bitrate, engine) if a.bitrate else None
     mono = x.mean(1, dtype=np.float32)
-    data = b"".join(codec.encode((mono[t : t + rate] for t in range(0, len(mono), rate)), rate, engine, holder, streams=streams))
+    data = b"".join(codec.encode((mono[t : t + rate] for t in range(0, len(mono), rate)), rate, engine, variable, streams=streams))
     _write(a.output, data)
     seconds = len(x) / rate
     return f"{a.output}: {seconds:.1f} s at {rate} Hz in {len(data)} bytes, {8 * len(data) / seconds / 1000:.2f} kbit/s"

@@ -16,7 +16,7 @@ from codec_weights import write_weights
 
 from voicewire.engines.codec_engine import CodecEngine
 from voicewire.engines.codec_export import load_codec
-from voicewire.engines.codec_hold import Holder
+from voicewire.engines.codec_variable import VariableRate, VariableStream
 from voicewire.engines.config import CORE_BINS
 from voicewire.engines.contract import verify_contract
 from voicewire.engines.engine import EngineError
@@ -129,6 +129,58 @@ def test_garbage_in_is_survived(codec_engine: CodecEngine) -> None:
     assert _stream(pcm, 16000, codec_engine, [len(pcm)])[0][0].shape == a.shape
 
 
+def test_the_search_has_what_the_encoder_has(weights: Path, codec_engine: CodecEngine) -> None:
+    """What `hear` gives out is what PyTorch's quantisers search for, beside the same states; where bits are free the search finds the encoder's tokens."""
+    x, codec, state = sound(1.0), load_codec(weights), codec_engine.init_encoder(1)
+    spec = stft(torch.from_numpy(x)[None], 160)[:, :100, :CORE_BINS].contiguous()
+    with torch.no_grad():
+        acoustic, semantic, _, _ = codec.encoder.features(spec)
+        projected, z = codec.encoder.acoustic_vq.project(acoustic)[0].numpy(), codec.encoder.semantic_vq.project(semantic)[0].numpy()
+    stream = VariableStream(VariableRate(0.0), codec_engine.search, 4, 50)
+    for t in range(50):
+        frame = spec[:, 2 * t : 2 * t + 2].numpy()
+        tokens, _, other = codec_engine.encode(frame, state)
+        a, s, state = codec_engine.hear(frame, state)
+        assert all(np.array_equal(state[k], other[k]) for k in other)
+        np.testing.assert_allclose(a[0], projected[t], atol=1e-3 * np.abs(projected).max())
+        np.testing.assert_allclose(s[0], z[t], atol=1e-3 * np.abs(z).max())
+        found = stream.next(a[0], s[0], float((frame**2).sum()))
+        np.testing.assert_array_equal(found, tokens[0])
+
+
+def test_variable_rate_is_as_causal_as_constant(codec_engine: CodecEngine) -> None:
+    """The same bytes for any blocks; what comes later changes no packet that is over; silence and garbage pass."""
+    x, variable = sound(1.3), VariableRate(1.0, -1.0, 5)
+    whole = list(encode([x], 16000, codec_engine, variable, packet_frames=10))
+    rng = np.random.default_rng(1)
+    for cuts in (np.arange(160, len(x), 160), np.sort(rng.integers(1, len(x), 20))):
+        assert list(encode(np.split(x, cuts), 16000, codec_engine, variable, packet_frames=10)) == whole
+    other = np.concatenate([x[:9700], sound(1.3, seed=9)[9700:]])
+    changed = list(encode([other], 16000, codec_engine, variable, packet_frames=10))
+    assert changed[:4] == whole[:4] and changed != whole, "head and 30 frames of 320 samples"
+    quiet = np.where(np.arange(len(x)) % 5000 < 2500, np.float32(0), x)
+    quiet[100] = np.nan
+    for few in (1, 3):
+        data = b"".join(encode([quiet], 16000, codec_engine, variable, streams=few))
+        assert read_tokens(data, codec_engine.odds)[3] == len(x)
+
+
+def test_what_variable_rate_refuses(weights: Path, tmp_path: Path) -> None:
+    for bad in ({"cap_frames": 0}, {"price": -0.1}, {"price": float("nan")}):
+        with pytest.raises(ValueError, match="must"):
+            VariableRate(**bad)
+    for junk in (None, b"junk", b"\2\0\0\0\0\0\0\0{}"):
+        shutil.copytree(weights, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "codec.safetensors").unlink()
+        if junk:
+            (tmp_path / "codec.safetensors").write_bytes(junk)
+        engine = CodecEngine(tmp_path)
+        with pytest.raises(EngineError, match=r"codec\.safetensors") as e:
+            b"".join(encode([sound(0.1)], 16000, engine, VariableRate()))
+        assert "\n" not in str(e.value)
+        assert b"".join(encode([sound(0.1)], 16000, engine)), "constant rate needs it not"
+
+
 @pytest.mark.parametrize("packet_frames", [1, 7, 100])
 def test_constant_and_variable_rate(codec_engine: CodecEngine, packet_frames: int) -> None:
     x = sound(1.5)
@@ -136,10 +188,12 @@ def test_constant_and_variable_rate(codec_engine: CodecEngine, packet_frames: in
     constant = b"".join(encode(blocks, 16000, codec_engine, packet_frames=packet_frames))
     _, tokens, sent, samples = read_tokens(constant, codec_engine.odds)
     assert sent.all() and samples == len(x)
-    variable = b"".join(encode(blocks, 16000, codec_engine, Holder(-1.0, 4), packet_frames=packet_frames))
+    all_agree = VariableRate(100.0, -1.0, 4)
+    variable = b"".join(encode(blocks, 16000, codec_engine, all_agree, packet_frames=packet_frames))
     _, held, sent, samples = read_tokens(variable, codec_engine.odds)
     assert samples == len(x) and len(held) == len(tokens) and (packet_frames == 1 or sent.mean() < 0.6)
-    np.testing.assert_array_equal(held[sent], tokens[sent])
+    assert sent[::packet_frames].all()
+    np.testing.assert_array_equal(held[sent, 0], tokens[sent, 0])  # the semantic token is the nearest whatever it takes
     source = np.maximum.accumulate(np.where(sent, np.arange(len(sent)), 0))
     np.testing.assert_array_equal(held, tokens[source])
     assert (np.arange(len(sent)) - source).max() < 4
@@ -159,7 +213,7 @@ def test_commands(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     engine = CodecEngine(weights)
     _, tokens, _, _ = read_tokens(tok.read_bytes(), engine.odds)
     np.testing.assert_allclose(y, np.clip(decode(tokens, 48000, len(x), engine), -1, 1), atol=1e-4)
-    assert main(["codec", "encode", str(wav), str(tok), "--variable", "--threshold", "0.5", "--cap-ms", "100", "--weights", str(weights)]) == 0
+    assert main(["codec", "encode", str(wav), str(tok), "--variable", "--price", "1", "--threshold", "0.5", "--cap-ms", "100", "--weights", str(weights)]) == 0
     assert read_tokens(tok.read_bytes(), engine.odds)[0].variable
     assert main(["codec", "decode", str(tok), str(out), "--weights", str(weights)]) == 0
     assert "of the frames sent" in capsys.readouterr().out

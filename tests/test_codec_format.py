@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voicewire.engines.codec_hold import Holder, agreement, source_frames
+from voicewire.engines.codec_hold import agreement, source_frames
 from voicewire.engines.codec_odds import FINE_BITS, GAPS, POWER_BITS, TOTAL_BITS, Odds
 from voicewire.rt.codec import read_tokens
 from voicewire.rt.codec_format import PACKET_FRAMES, End, Header, Packet, Parser, TokenError, frames_of, pack_bits, pack_end, pack_packet, unpack_bits
@@ -230,5 +230,3 @@ def test_holding_is_monotone_and_can_be_switched_off() -> None:
     assert sent == sorted(sent) and sent[-1] == 300 and sent[0] == -(-300 // 8)
     assert source_frames(np.zeros((5, 8), np.float32), 0.5, 8).tolist() == [0, 1, 2, 3, 4], "silence without a direction agrees with nothing"
     assert agreement(np.full(3, np.nan, np.float32), np.ones(3, np.float32)) == 0
-    with pytest.raises(ValueError, match="cap"):
-        Holder(0.9, 0)

@@ -15,8 +15,8 @@ from tools import evaluate_codec, fit_codec_odds
 from tools.codec_spoken import Spoken, tokens_of
 from tools.fit_codec_odds import counted, fit, joined, measured, sent, whole_numbers
 from voicewire.engines.codec_engine import CodecEngine
-from voicewire.engines.codec_hold import Holder
-from voicewire.engines.codec_odds import Odds
+from voicewire.engines.codec_odds import TOTAL_BITS, Odds
+from voicewire.engines.codec_variable import VariableRate
 from voicewire.engines.engine import EngineError
 from voicewire.rt.codec import TokenEncoder, decode, encode, read_tokens
 from voicewire.rt.codec_payload import pack_frames
@@ -106,11 +106,13 @@ def test_spoken_tokens_are_the_streams_own(made: Path) -> None:
 def test_what_is_evaluated_is_the_file(made: Path) -> None:
     """Bits and sound of tools.evaluate_codec at variable rate are those of the file that the command writes."""
     engine, x = CodecEngine(made), (0.1 * np.random.default_rng(3).standard_normal(24000)).astype(np.float32)
-    clip = evaluate_codec.Clip("", x, [], *evaluate_codec.encode(x, engine))
-    y, bits = evaluate_codec.held(clip, evaluate_codec.sent_frames(clip.semantic, -1.0, 4), engine)
-    data = b"".join(encode([x], 16000, engine, Holder(-1.0, 4)))
-    assert bits == 8 * len(data)
-    np.testing.assert_array_equal(y, decode(read_tokens(data, engine.odds)[1], 16000, len(x), engine))
+    variable = VariableRate(1.0, -1.0, 4)
+    data = b"".join(encode([x], 16000, engine, variable))
+    _, tokens, sent, _ = read_tokens(data, engine.odds)
+    assert 0.2 < sent.mean() < 0.9
+    for y, bits in (evaluate_codec.through(x, engine, variable)[:2], evaluate_codec.held(evaluate_codec.Clip("", x, [], tokens), sent, engine)):
+        assert bits == 8 * len(data)
+        np.testing.assert_array_equal(y, decode(tokens, 16000, len(x), engine))
 
 
 def test_clips_come_apart_again(tmp_path: Path) -> None:
@@ -119,6 +121,19 @@ def test_clips_come_apart_again(tmp_path: Path) -> None:
     first, second = Spoken.load(tmp_path).clips()
     np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), tokens)
     assert len(first[0]) == 20
+
+
+def test_bits_in_real_numbers_are_those_of_the_counts() -> None:
+    odds, rng = CodecEngine().odds, np.random.default_rng(0)
+    tokens = rng.integers(-1, odds.codes, (3, 50, odds.streams))
+    said = odds.past(tokens[0], tokens[1], rng.integers(0, 20, 50))
+    for s in range(odds.streams):
+        counts = odds.counts(s, said)
+        likely = (counts > 1000) & (counts < counts.max(1, keepdims=True))  # the likeliest also gets what rounding leaves over
+        assert likely.any()
+        np.testing.assert_allclose(odds.bits(s, said)[likely], TOTAL_BITS - np.log2(counts[likely]), atol=0.05)
+        assert odds.bits(s, said).max() <= TOTAL_BITS
+        said = odds.add(said, s, tokens[2, :, s])
 
 
 def test_released_odds_are_the_same_everywhere() -> None:

@@ -14,11 +14,10 @@ from tools.evaluate_codec import with_pauses
 from tools.teach import speaks
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
 from voicewire.engines.codec_export import load_codec
-from voicewire.engines.codec_hold import Holder
+from voicewire.engines.codec_variable import VariableRate
 from voicewire.engines.engine import WEIGHTS
 from voicewire.rt.cli import main
 from voicewire.rt.codec import TokenEncoder, decode, encode, read_tokens
-from voicewire.rt.codec_command import CAP_MS, THRESHOLD
 
 
 def likeness(y: np.ndarray, x: np.ndarray) -> float:
@@ -56,15 +55,34 @@ def test_every_stream_helps(clean: np.ndarray, engine_and_tokens: tuple[CodecEng
 
 
 def test_pauses_cost_little(clean: np.ndarray, engine_and_tokens: tuple[CodecEngine, np.ndarray]) -> None:
-    """At variable rate, with the thresholds that the command has."""
+    """At variable rate, as the command has it."""
     engine, x = engine_and_tokens[0], with_pauses(clean[:96000])
-    constant, variable = (b"".join(encode([x], 16000, engine, holder)) for holder in (None, Holder(THRESHOLD, round(CAP_MS / 20))))
-    assert len(variable) < 0.8 * len(constant)
+    constant, variable = (b"".join(encode([x], 16000, engine, how)) for how in (None, VariableRate()))
+    assert len(variable) < 0.75 * len(constant)
     alike = []
     for data in (constant, variable):
         _, tokens, _, samples = read_tokens(data, engine.odds)
         alike.append(likeness(decode(tokens, 16000, samples, engine), x))
     assert alike[1] > alike[0] - 0.05
+
+
+def test_a_dearer_bit_saves_bits(clean: np.ndarray, engine_and_tokens: tuple[CodecEngine, np.ndarray]) -> None:
+    """Free bits give the tokens of constant rate; the dearer they are, the fewer are taken, by frames that are sent and by holding."""
+    engine, tokens = engine_and_tokens
+    x = clean[:64000]
+    constant = len(b"".join(encode([x], 16000, engine)))
+    sizes, sent_frames, off = [], [], []
+    for price in (0.0, 0.01, 0.03, 0.1, 0.5):
+        data = b"".join(encode([x], 16000, engine, VariableRate(price)))
+        _, found, sent, samples = read_tokens(data, engine.odds)
+        assert samples == len(x)
+        sizes.append(len(data))
+        sent_frames.append(sent.mean())
+        off.append((found[:200] != tokens[:200]).mean())
+    assert sent_frames[0] == 1 and off[0] < 0.01 and abs(sizes[0] - constant) < 0.01 * constant
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.7 * sizes[0] and sent_frames == sorted(sent_frames, reverse=True)
+    cheaper = b"".join(encode([x], 16000, engine, VariableRate(0.1, threshold=2.0)))
+    assert read_tokens(cheaper, engine.odds)[2].all() and len(cheaper) < 0.95 * constant, "nothing is held above a cosine of 1"
 
 
 def test_semantic_tokens_are_as_sure_in_noise(clean: np.ndarray, noisy: np.ndarray, engine_and_tokens: tuple[CodecEngine, np.ndarray]) -> None:

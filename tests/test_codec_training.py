@@ -309,7 +309,7 @@ def test_train_stop_resume_export_run(recipe: Path, cache: Path, tmp_path: Path,
     np.testing.assert_allclose(stream.decode(tokens, 16000, samples, engine), offline[0].detach().numpy(), atol=5e-3 * offline.abs().max().item())
 
     monkeypatch.setattr(teach, "teacher_features", shape_code)
-    clips = [evaluate_codec.Clip("a", x, [], *evaluate_codec.encode(x, engine))]
+    clips = [evaluate_codec.Clip("a", x, [], evaluate_codec.encode(x, engine)[0])]
     cosine = evaluate_codec.semantic_cosine(clips, engine, cache, weights)
     assert set(cosine) == {"clean", "5 dB"} and all(-1 <= v <= 1 for v in cosine.values())
     rows = {s.name: s.run(clips[0]) for s in evaluate_codec.systems(engine)}

@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
-from voicewire.engines.codec_hold import source_frames
+from voicewire.engines.codec_variable import VariableRate
 from voicewire.engines.engine import EngineError
 from voicewire.rt import codec
-from voicewire.rt.codec_command import CAP_MS, THRESHOLD
 from voicewire.rt.codec_format import PACKET_FRAMES, End, Header, Packet, pack_end, pack_packet
 
 from . import metrics, sounds
@@ -36,8 +35,7 @@ from .evaluate import load
 from .prepare import AUDIO
 
 RATE = metrics.RATE
-CAP_FRAMES = round(CAP_MS * FRAMES_PER_SECOND / 1000)
-THRESHOLDS = (0.99, 0.97, THRESHOLD, 0.9, 0.8)
+PRICES = (0.01, 0.02, VariableRate.price, 0.06, 0.1)
 
 
 @dataclass
@@ -46,7 +44,6 @@ class Clip:
     x: np.ndarray
     said: list[str]
     tokens: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    semantic: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 @dataclass
@@ -88,15 +85,15 @@ def encode(x: np.ndarray, engine: CodecEngine, rate: int = RATE) -> tuple[np.nda
     return np.concatenate(tokens), np.concatenate(semantic)
 
 
-def sent_frames(semantic: np.ndarray, threshold: float, cap_frames: int = CAP_FRAMES) -> np.ndarray:
-    """[frames, code_dim] → which frames are sent at variable rate: [frames] bool"""
-    source = source_frames(semantic, threshold, cap_frames)
-    sent: np.ndarray = source == np.arange(len(source))
-    return sent
+def through(x: np.ndarray, engine: CodecEngine, variable: VariableRate | None) -> tuple[np.ndarray, float, np.ndarray]:
+    """Through a file → (sound, bits of the file, which frames it holds tokens of [frames] bool)."""
+    data = b"".join(codec.encode([x], RATE, engine, variable))
+    _, tokens, sent, samples = codec.read_tokens(data, engine.odds)
+    return codec.decode(tokens, RATE, samples, engine), 8.0 * len(data), sent
 
 
 def held(c: Clip, sent: np.ndarray, engine: CodecEngine) -> tuple[np.ndarray, float]:
-    """Through a file of variable rate in which the frames `sent` are written → (sound, bits of the file)."""
+    """Through a file of variable rate in which the clip's tokens of the frames `sent` are written → (sound, bits of the file)."""
     header = Header(RATE, engine.config.streams, engine.odds.fingerprint, True)
     data = [header.pack()]
     for t in range(0, len(sent), PACKET_FRAMES):
@@ -150,18 +147,16 @@ def systems(engine: CodecEngine) -> list[System]:
         return run
 
     def constant(c: Clip) -> tuple[np.ndarray, float]:
-        data = b"".join(codec.encode([c.x], RATE, engine))
-        _, tokens, _, samples = codec.read_tokens(data, engine.odds)
-        return codec.decode(tokens, RATE, samples, engine), 8.0 * len(data)
+        return through(c.x, engine, None)[:2]
 
-    def variable(threshold: float) -> Callable[[Clip], tuple[np.ndarray, float]]:
-        return lambda c: held(c, sent_frames(c.semantic, threshold), engine)
+    def variable(price: float) -> Callable[[Clip], tuple[np.ndarray, float]]:
+        return lambda c: through(c.x, engine, VariableRate(price))[:2]
 
-    def decimated(threshold: float) -> Callable[[Clip], tuple[np.ndarray, float]]:
-        """As many frames as are sent at this threshold, evenly spread."""
+    def decimated(price: float) -> Callable[[Clip], tuple[np.ndarray, float]]:
+        """As many frames as are sent at this price of a bit, evenly spread, with the nearest tokens."""
 
         def run(c: Clip) -> tuple[np.ndarray, float]:
-            n = sent_frames(c.semantic, threshold).sum()
+            n = through(c.x, engine, VariableRate(price))[2].sum()
             at = np.arange(len(c.tokens)) * n // len(c.tokens)
             return held(c, np.diff(at, prepend=-1) > 0, engine)
 
@@ -170,8 +165,8 @@ def systems(engine: CodecEngine) -> list[System]:
     rows = [System("as recorded", lambda c: (c.x, 16.0 * len(c.x)), True), System("constant rate, whole", constant, True)]
     rows += [System(f"semantic + {n} acoustic", cut(lambda i, n=n: i <= n), n == 0) for n in range(layers)]  # type: ignore[misc]
     rows += [System(f"no semantic, {layers} acoustic", cut(lambda i: i > 0), True)]
-    rows += [System(f"variable, {t}", variable(t)) for t in THRESHOLDS]
-    rows += [System(f"fixed decimation, as {t}", decimated(t)) for t in THRESHOLDS]
+    rows += [System(f"variable, {p:g}", variable(p), p == VariableRate.price) for p in PRICES]
+    rows += [System(f"fixed decimation, as {p:g}", decimated(p)) for p in PRICES]
     try:
         import av
 
@@ -259,7 +254,7 @@ def main() -> int:
         clips = []
         for path, text in tqdm(listed, desc="encode", disable=None):
             x = with_pauses(load(path)) if a.pauses else load(path)
-            clips.append(Clip(path.name, x, words(text), *encode(x, engine)))
+            clips.append(Clip(path.name, x, words(text), encode(x, engine)[0]))
             if not text and not a.quick:
                 clips[-1].said = metrics.transcribe(x)
         rows = [s for s in systems(engine) if not a.systems or any(w in s.name for w in a.systems.split(","))]

@@ -1,17 +1,18 @@
-"""Variable rate on talk with pauses: threshold against cap, on clips of the training cache that no odds were fitted on. The command's defaults come from here.
+"""Variable rate on talk with pauses: price of a bit against threshold and cap, on clips of the training cache that no odds were fitted on. The command's
+defaults come from here.
 
     python -m tools.sweep_codec_hold cache/16k-wide
-    python -m tools.sweep_codec_hold cache/16k-wide --thresholds 0.95,0.94 --caps 160,320 --clips 12
+    python -m tools.sweep_codec_hold cache/16k-wide --prices 0.02,0.04 --thresholds 0.9 --caps 320,640 --clips 30
 
 Clips of 4 to 8 s, each by another talker in turn, with a second of quiet noise behind every two seconds (tools.evaluate_codec). "tokens": bits of the tokens
-sent at ten each, and of the flags; "file": as packed, heads and all.
+sent at ten each, and of the flags; "file": as packed, heads and all. "±": standard error of the loss over the clips.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -19,32 +20,31 @@ from tqdm import tqdm
 
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
+from voicewire.engines.codec_variable import VariableRate
 from voicewire.engines.engine import EngineError
 
 from . import metrics
 from .codec_spoken import RATE, speech
-from .evaluate_codec import Clip, encode, held, sent_frames, with_pauses
+from .evaluate_codec import through, with_pauses
 
 SHORTEST_S, LONGEST_S = 4, 8
 
 
-def clips(cache: Path, n: int, engine: CodecEngine) -> list[Clip]:
+def clips(cache: Path, n: int) -> list[np.ndarray]:
     usable = (x for x in speech(cache, True) if SHORTEST_S <= len(x) / RATE <= LONGEST_S)
-    paused = (with_pauses(x) for x in islice(usable, n))
-    return [Clip(str(i), x, [], *encode(x, engine)) for i, x in enumerate(paused)]
+    return [with_pauses(x) for x in islice(usable, n)]
 
 
-def measured(some: list[Clip], threshold: float, cap_frames: int, engine: CodecEngine) -> tuple[float, float, float]:
-    """→ (kbit/s of the tokens, of the files, mean PESQ)"""
+def measured(some: list[np.ndarray], variable: VariableRate | None, engine: CodecEngine) -> tuple[float, float, np.ndarray]:
+    """→ (kbit/s of the tokens, of the files, PESQ of each clip)"""
     bits, tokens, pesq = 0.0, 0.0, []
-    for c in some:
-        sent = sent_frames(c.semantic, threshold, cap_frames)
-        y, n = held(c, sent, engine)
+    for x in some:
+        y, n, sent = through(x, engine, variable)
         bits += n
-        tokens += sent.sum() * engine.config.bits * engine.config.streams + len(sent) * (cap_frames > 1)
-        pesq.append(metrics.pesq_wb(y, c.x))
-    per_kbit_s = 1000 * sum(len(c.x) for c in some) / RATE
-    return float(tokens / per_kbit_s), float(bits / per_kbit_s), float(np.mean(pesq))
+        tokens += sent.sum() * engine.config.bits * engine.config.streams + len(sent) * (variable is not None)
+        pesq.append(metrics.pesq_wb(y, x))
+    per_kbit_s = 1000 * sum(map(len, some)) / RATE
+    return float(tokens / per_kbit_s), float(bits / per_kbit_s), np.array(pesq)
 
 
 def main() -> int:
@@ -52,29 +52,31 @@ def main() -> int:
     p.add_argument("cache", type=Path)
     p.add_argument("--weights", type=Path, default=CODEC_WEIGHTS)
     p.add_argument("--clips", type=int, default=12)
-    p.add_argument("--thresholds", default="0.97,0.96,0.95,0.94,0.93")
-    p.add_argument("--caps", default="160,320,640", help="ms, comma-separated")
+    p.add_argument("--prices", default="0.01,0.02,0.03,0.035,0.04,0.06", help="comma-separated")
+    p.add_argument("--thresholds", default=str(VariableRate.threshold))
+    p.add_argument("--caps", default=str(VariableRate.cap_frames * 1000 // FRAMES_PER_SECOND), help="ms")
     a = p.parse_args()
     try:
         engine = CodecEngine(a.weights)
-        some = clips(a.cache, a.clips, engine)
+        some = clips(a.cache, a.clips)
         if not some:
             raise ValueError(f"{a.cache} has no clean speech of {SHORTEST_S} to {LONGEST_S} s")
-        settings = [(2.0, 1)] + [(float(t), round(float(c) * FRAMES_PER_SECOND / 1000)) for c in a.caps.split(",") for t in a.thresholds.split(",")]
+        numbers = lambda listed: [float(v) for v in listed.split(",")]  # noqa: E731
+        every = product(numbers(a.caps), numbers(a.thresholds), numbers(a.prices))
+        settings = [None, *(VariableRate(price, threshold, round(cap * FRAMES_PER_SECOND / 1000)) for cap, threshold, price in every)]
     except (OSError, ValueError, EngineError) as e:
         print(f"sweep_codec_hold: {e}", file=sys.stderr)
         return 2
-    seconds = sum(len(c.x) for c in some) / RATE
-    print(
-        f"{len(some)} clips, {seconds:.0f} s, weights {engine.weights}\n\n| cap ms | threshold | tokens kbit/s | file kbit/s | fewer bits % | PESQ-WB | loss |"
-    )
-    print("|--:|--:|--:|--:|--:|--:|--:|")
-    whole: tuple[float, float, float] | None = None
-    for threshold, cap in tqdm(settings, disable=None):
-        tokens, files, pesq = measured(some, threshold, cap, engine)
-        whole = whole or (tokens, files, pesq)
-        name = "| | constant" if cap == 1 else f"| {cap * 1000 // FRAMES_PER_SECOND} | {threshold:g}"
-        print(f"{name} | {tokens:.2f} | {files:.2f} | {100 * (1 - files / whole[1]):.1f} | {pesq:.2f} | {whole[2] - pesq:.3f} |", flush=True)
+    print(f"{len(some)} clips, {sum(map(len, some)) / RATE:.0f} s, weights {engine.weights}\n")
+    print("| cap ms | threshold | price | tokens kbit/s | file kbit/s | fewer bits % | PESQ-WB | loss | ± |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    whole: tuple[float, np.ndarray] | None = None
+    for v in tqdm(settings, disable=None):
+        tokens, files, pesq = measured(some, v, engine)
+        whole = whole or (files, pesq)
+        lost = whole[1] - pesq
+        name = f"{v.cap_frames * 1000 // FRAMES_PER_SECOND} | {v.threshold:g} | {v.price:g}" if v else "| | constant"
+        row = f"{tokens:.2f} | {files:.2f} | {100 * (1 - files / whole[0]):.1f} | {pesq.mean():.2f} | {lost.mean():.3f} | {lost.std() / len(lost) ** 0.5:.3f}"
+        print(f"| {name} | {row} |", flush=True)
     return 0
 
 
