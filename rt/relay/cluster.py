@@ -30,11 +30,12 @@ from voicewire.engines.query import takes_queries
 from voicewire.engines.voiceprint import fits_conversion, known
 
 from ..files import InputError
+from .admission import RETRY_S
 from .config import Config
 from .gate import Gate
 from .ray_worker import Keeper, Status, Worker
 from .scale import Sizes, change
-from .server import ADAPTERS, RETRY_S
+from .server import ADAPTERS
 from .tickets import issue
 from .tls import TlsFirst, context
 

@@ -7,12 +7,10 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import os
 import secrets
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -25,6 +23,7 @@ from voicewire.engines.query import Query
 
 from ..lane import Samples
 from .adapters import Twilio, Vonage
+from .admission import Admission
 from .capacity import capacity
 from .config import Config
 from .connection import Connection
@@ -41,9 +40,7 @@ from .tls import TlsFirst, context
 from .voices import Voices
 
 ADAPTERS: dict[str, Callable[[], Adapter]] = {"/v1/stream": V1, "/vonage": Vonage, "/twilio": Twilio}  # path → dialect (events.py says what one is)
-RETRY_S = 5.0
 PLAY_OUT_S = 0.010
-LATE_S = 5.0
 MOVE_S = 0.1  # between streams that are asked to leave
 log = logging.getLogger("voicewire.relay")
 
@@ -54,15 +51,14 @@ class Relay:
     def __init__(self, engine: Engine, config: Config, handover: Handover | None = None) -> None:
         """handover: where streams leave for other workers, if not through the folder that the configuration names."""
         self.config, self.limits = config, config.limits
-        self._capacity = capacity(engine, config.max_streams, config.batching.max_batch)
-        self.capacity = self._capacity.main.streams  # of streams that do not convert
-        self.converting_capacity = self._capacity.converter.streams if self._capacity.converter else 0
+        self.sessions: dict[str, tuple[Session, Connection]] = {}
+        self.admission = Admission(capacity(engine, config.max_streams, config.batching.max_batch), self.limits, self.sessions)
+        self.capacity = self.admission.streams
         self.metrics = Metrics()
         self.metrics.capacity.set(self.capacity)
-        self.metrics.converting_capacity.set(self.converting_capacity)
-        self.sessions: dict[str, tuple[Session, Connection]] = {}
+        self.metrics.converting_capacity.set(self.admission.converting)
         self._loop = asyncio.get_running_loop()
-        self._scheduler = Scheduler(engine, self._capacity.rows, self._results, config.batching, self._stepped)
+        self._scheduler = Scheduler(engine, self.admission.capacity.rows, self._results, config.batching, self._stepped)
         self._voices = Voices(engine, config.weights or WEIGHTS)
         self._handover = handover or (Folder(config.handover) if config.handover else None)
         self._recorder = Recorder(config.record) if config.record else None
@@ -70,7 +66,6 @@ class Relay:
         self._connections = 0
         self._place: Place | None = None
         self._drain = asyncio.Event()
-        self._late: deque[float] = deque(maxlen=self.limits.late_frames)  # when frames were late
         self._gate = Gate(
             config.door, ADAPTERS, state=self._state, room=self._room, metrics=self.metrics.text, refused=lambda r: self.metrics.refused.labels(r).inc(),
             voices=self._voices.weights, queries=self._voices.queries, talkers=len(self._voices.talkers), converts=self._voices.converts,
@@ -83,30 +78,11 @@ class Relay:
         return "this server is being emptied; connect again" if self._drain.is_set() else ""
 
     def _room(self, moving: bool) -> float:
-        """moving: a stream that another worker had admitted."""
-        if not moving and len(self._late) == self._late.maxlen and time.monotonic() - self._late[0] < LATE_S:
-            return RETRY_S  # slower than measured at start: whoever is here comes first
-        others, converting = self._taken()
-        room = self._capacity.fits(others + 1, converting) or (self.converting_capacity > 0 and self._capacity.fits(others, converting + 1))
-        return 0.0 if room and self._connections < self._capacity.rows + self.limits.handshakes else RETRY_S
-
-    def _taken(self, but: Session | None = None) -> tuple[int, int]:
-        """→ (streams that do not convert, that do), one of them left out."""
-        if not self.converting_capacity:
-            return len(self.sessions) - (but is not None and but.name in self.sessions), 0
-        tasks = [session.task for session, _ in self.sessions.values() if session is not but]
-        converting = tasks.count("convert")
-        return len(tasks) - converting, converting
-
-    def _fits(self, session: Session, task: str) -> bool:
-        """Whether there is room for it with that task, beside the others."""
-        others, converting = self._taken(session)
-        return self._capacity.fits(others, converting + 1) if task == "convert" else self._capacity.fits(others + 1, converting)
+        return self.admission.wait_s(self._connections, moving)
 
     def admit(self, session: Session, task: str) -> None:
         """ProtocolError `no_room` where a stream may not go on with another task."""
-        if not self._fits(session, task):
-            raise ProtocolError("no_room", f"no room for one more stream with the task '{task}'; this one goes on as it was; ask again later")
+        self.admission.change(session, task)
 
     def _check(self, connection: ServerConnection, request: Request) -> Response | None:
         assert isinstance(connection, Connection)
@@ -147,7 +123,7 @@ class Relay:
         record = functools.partial(self._recorder.put, name) if self._recorder else None
         try:
             session = Session(name, event, connection, self._scheduler, self._voices, inside_s=self.limits.inside_s, luggage=luggage, record=record)
-            if not self._fits(session, session.task):
+            if not self.admission.fits(session, session.task):
                 session.close()
                 raise Full
         except Full:
@@ -180,7 +156,7 @@ class Relay:
 
     def _count(self) -> None:
         self.metrics.streams.set(self._scheduler.used)
-        self.metrics.converting.set(self._taken()[1])
+        self.metrics.converting.set(self.admission.taken()[1])
 
     # -- from the scheduler's thread -----------------------------------------------------------------------------------
     def _results(self, done: Sequence[Delivery]) -> None:
@@ -207,7 +183,7 @@ class Relay:
     def _stepped(self, t: StepTime) -> None:
         self.metrics.stepped(t)
         if t.live_s > FRAME_S:
-            self._late.append(time.monotonic())
+            self.admission.late()
             self.metrics.late.inc()
 
     # -- once a second, and at the end ---------------------------------------------------------------------------------
@@ -310,8 +286,7 @@ class Relay:
     @property
     def used(self) -> int:
         """Slots, of `capacity`: streams that convert count as what they take."""
-        others, converting = self._taken()
-        return others if not converting else min(self.capacity, math.ceil(self.capacity * self._capacity.share(others, converting)))
+        return self.admission.used
 
     @property
     def broken(self) -> str:
@@ -368,7 +343,7 @@ class Relay:
                 port = 0 if place else next(iter(server.sockets)).getsockname()[1]
                 if place:
                     place.serve(self._loop, self.capacity, lambda: accept(ServerProtocol(max_size=limits.message_bytes), server, **options), self.drain)
-                about = {"max_streams": self.capacity, "max_converting_streams": self.converting_capacity, "token": c.door.token is not None}
+                about = {"max_streams": self.capacity, "max_converting_streams": self.admission.converting, "token": c.door.token is not None}
                 self._say("listen", port=port or c.port, pid=os.getpid(), tls=tls is not None, **about)
                 if ready:
                     ready(port)

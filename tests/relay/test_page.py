@@ -627,7 +627,7 @@ def test_no_room_for_another_voice_is_explained(page: Any, speaking: Served, the
     page.click("#convert")
     page.click("#go")
     session_of(page, speaking, "restore")
-    speaking.relay._capacity = Capacity(Load(2, 0.5), Load(1, 0.9))
+    speaking.relay.admission.capacity = Capacity(Load(2, 0.5), Load(1, 0.9))
     other = speaking_beside(speaking)
     page.click("#convert")
     expect_text(page, "#trouble", "has no room for this")
