@@ -33,7 +33,7 @@ def test_run_along_is_at_once_but_late() -> None:
     x = torch.from_numpy(random_input(2, 120, 160, 2))
     level = x.square().sum(-1).mean((1, 2), keepdim=True)[..., 0].div(LOUD).sqrt().expand(-1, 120)
     with torch.no_grad():
-        along, late = who.along(who._heard(x, level, level, encoder)[0], encoder)
+        along, late = who.along(who._power(x, level, level)[0], encoder)
         power = x.square().sum(-1)
         power = power / power.mean((1, 2), keepdim=True)
         at_once = encoder.body(encoder.inp(0.2 * (power + 1e-5).log().view(2, 60, -1).transpose(1, 2)))

@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, normalize, pad, silu
+from torch.nn.functional import conv1d, linear, normalize, pad, silu
 
 from ..config import HOPS_PER_FRAME
 from .causal import State, scoped, within
@@ -56,24 +56,19 @@ class Recogniser(nn.Module):
         state["voice"] = torch.zeros(batch, self.dim) if voice is None else voice.detach().expand(batch, -1).clone()
         return state
 
-    # -- parts shared by step and forward; what convolutions see has its frames on the last axis ------------------------------
-    def _heard(self, y: Tensor, own: Tensor, level: Tensor, encoder: VoiceEncoder) -> tuple[Tensor, Tensor]:
-        """→ [B, channels, frames], and how loud that is beside what came in, [B, frames, 1]"""
+    # -- parts shared by step and forward --------------------------------------------------------------------------------------
+    def _power(self, y: Tensor, own: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """→ what the encoder reads, [B, frames, hops * 160], and how loud that is beside what came in, [B, frames, 1]"""
         loud = torch.maximum(own, QUIET * level)
         b, t = loud.shape
         power = y.square().sum(-1) / (LOUD * loud.square()[..., None])
-        z: Tensor = encoder.inp(0.2 * (power + 1e-5).log().view(b, t // HOPS_PER_FRAME, -1).transpose(1, 2))
-        return z, (loud / level).log().view(b, -1, HOPS_PER_FRAME).mean(-1, keepdim=True)
+        power = 0.2 * (power + 1e-5).log().view(b, t // HOPS_PER_FRAME, -1)
+        return power, (loud / level).log().view(b, -1, HOPS_PER_FRAME).mean(-1, keepdim=True)
 
-    def _layer(self, layer: Residual, x: Tensor, u: Tensor) -> Tensor:
-        """x: [B, C, T] of some frames ago, u: [B, C, T + 4 dilation] around them"""
-        z: Tensor = x + layer.out(silu(conv1d(u, layer.conv.weight, layer.conv.bias, dilation=layer.conv.dilation)))
-        return z
-
-    def _terms(self, z: Tensor, known: Tensor, encoder: VoiceEncoder) -> Tensor:
-        """z: [B, C, T], known: [.., T], 0 for frames that are none → what is summed up, [B, T, 3, C]"""
-        w = encoder.attention(z).clamp(-15, 15).exp() * known
-        return torch.stack([w, w * z, w * z.square()], 1).permute(0, 3, 1, 2)
+    def _terms(self, z: Tensor, attention: Tensor, known: Tensor) -> Tensor:
+        """z, attention: [B, T, C], known: [.., T, 1], 0 for frames that are none → what is summed up, [B, T, 3, C]"""
+        w = attention.clamp(-15, 15).exp() * known
+        return torch.stack([w, w * z, w * z.square()], 2)
 
     def _compared(self, sums: Tensor, sure: Tensor, voice: Tensor, encoder: VoiceEncoder) -> Tensor:
         """sums: [B, T, memories, 3, C], sure: [B or 1, T, memories], voice: [B, dim] → [B, T, memories * (dim + 2)]: products of the voice heard and that
@@ -96,23 +91,24 @@ class Recogniser(nn.Module):
         gate: Tensor = 1 + (compared[..., -1:] > 0).to(there.dtype) * (there - 1)
         return gate
 
-    def along(self, z: Tensor, encoder: VoiceEncoder) -> tuple[Tensor, int]:
-        """What the encoder's convolutions make of every frame, [B, channels, frames], and by how many frames it is late."""
-        n, late = z.shape[-1], 0
+    def along(self, power: Tensor, encoder: VoiceEncoder) -> tuple[Tensor, int]:
+        """power: [B, frames, hops * 160] → what the encoder's convolutions make of every frame, [B, channels, frames], and by how many frames it is late."""
+        z, n, late = encoder.inp(power.transpose(1, 2)), power.shape[1], 0
         at = torch.arange(n, device=z.device)
         for layer, d in zip(encoder.body, self.dilations, strict=True):
             layer = cast(Residual, layer)
             u = silu(layer.norm(z)) * (at >= late)
-            z = self._layer(layer, pad(z, (2 * d, 0))[..., :n], pad(u, (4 * d, 0)))
+            u = conv1d(pad(u, (4 * d, 0)), layer.conv.weight, layer.conv.bias, dilation=d)
+            z = pad(z, (2 * d, 0))[..., :n] + layer.out(silu(u))
             late += 2 * d
         return z, late
 
     def evidence(self, y: Tensor, level: Tensor, voice: Tensor, encoder: VoiceEncoder) -> tuple[Tensor, Tensor]:
         """What `gate` reads beside h: `_compared`, and how loud what is let through is."""
-        z, loud = self._heard(y, self.level(y.square().sum(-1).mean(-1)), level, encoder)
-        z, late = self.along(z, encoder)
+        power, loud = self._power(y, self.level(y.square().sum(-1).mean(-1)), level)
+        z, late = self.along(power, encoder)
         at = torch.arange(z.shape[-1], device=z.device)
-        terms = self._terms(z, (at >= late).to(z.dtype), encoder)[:, :, None]
+        terms = self._terms(z.transpose(1, 2), encoder.attention(z).transpose(1, 2), (at >= late).to(z.dtype)[:, None])[:, :, None]
         decay = self.forget[:, None, None].expand(*terms.shape[:2], len(MEMORIES_FRAMES), *terms.shape[3:]).contiguous()
         terms = terms.expand_as(decay).contiguous()
         sure = 1 - self.forget ** (at + 1 - late).clamp_min(0)[None, :, None].to(z.dtype)
@@ -122,21 +118,29 @@ class Recogniser(nn.Module):
         return self.gate(*self.evidence(y, level, voice, encoder), h)
 
     def step(self, y: Tensor, level: Tensor, pos: Tensor, h: Tensor, encoder: VoiceEncoder, state: State) -> tuple[Tensor, State]:
-        """pos: [B] int64 frames seen before this one"""
+        """pos: [B] int64 frames seen before this one. Of one frame convolutions are products of matrices, which is what runtimes are quick at."""
         own, s = self.level.step(y.square().sum(-1).mean(-1), within("level", state))
         new = scoped("level", s)
-        z, loud = self._heard(y, own, level, encoder)
-        late = 0
+        power, loud = self._power(y, own, level)
+        z, late = _product(encoder.inp, power[:, 0]), 0
         for i, (layer, d) in enumerate(zip(encoder.body, self.dilations, strict=True)):
             layer = cast(Residual, layer)
-            u = silu(layer.norm(z)) * (pos >= late)[:, None, None]
-            around, then = torch.cat([state[f"u{i}"], u], -1), torch.cat([state[f"x{i}"], z], -1)
-            z = self._layer(layer, then[..., :1], around)
+            u = silu(layer.norm(z)) * (pos >= late)[:, None]
+            around, then = torch.cat([state[f"u{i}"], u[..., None]], -1), torch.cat([state[f"x{i}"], z[..., None]], -1)
+            z = then[..., 0] + _product(layer.out, silu(_product(layer.conv, around[..., ::d].flatten(1))))
             new |= {f"u{i}": around[..., 1:], f"x{i}": then[..., 1:]}
             late += 2 * d
         known = (pos >= late)[:, None].to(z.dtype)
+        first, _, second = encoder.attention
+        terms = self._terms(z[:, None], _product(second, torch.tanh(_product(first, z)))[:, None], known[..., None])[:, 0]
         same = (state["last"] - state["voice"]).abs().sum(-1, keepdim=True) < 1e-3
         new["last"], kept = torch.where(same, state["last"], state["voice"]), same.to(z.dtype) * self.forget
-        new["sums"] = kept[..., None, None] * state["sums"] + self._terms(z, known[..., None], encoder)
+        new["sums"] = kept[..., None, None] * state["sums"] + terms[:, None]
         new["sure"] = kept * state["sure"] + (1 - self.forget) * known
         return self.gate(self._compared(new["sums"][:, None], new["sure"][:, None], state["voice"], encoder), loud, h), new
+
+
+def _product(conv: nn.Module, x: Tensor) -> Tensor:
+    """x: [B, channels * taps], all that one result of a convolution is made of → [B, channels]"""
+    assert isinstance(conv, nn.Conv1d)
+    return linear(x, conv.weight.flatten(1), conv.bias)
