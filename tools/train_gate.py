@@ -1,6 +1,6 @@
 """Train the gate that closes while what the model lets through is not the talker who was asked for; all else stands still.
 
-    python -m tools.train_gate runs/gate --cache cache/16k --init engines/weights/tasks --minutes 20
+    python -m tools.train_gate runs/gate --cache cache/16k --init engines/weights/tasks --minutes 24
     python -m voicewire.engines.export runs/gate/last.pt --out engines/weights/tasks
 
 Two thirds of the time go into hearing: scenes of `tools.talkers`, most of them with people whose voices are alike, through the model; what the gate reads
@@ -37,8 +37,8 @@ from .talkers import Talkers
 from .train import voices_of
 
 SECONDS, BATCH = 8.0, 4
-HARD, OF = 0.5, 16  # this share of the others is the most alike of so many: new talkers are told apart less well than those the encoder was trained with
-LEFT, QUIET = 0.4, 5e-4  # weight of what is left where the talker is not; 33 dB less is enough
+HARD, OF = 0.7, 32  # this share of the others is the most alike of so many: new talkers are told apart less well than those the encoder was trained with
+LEFT, QUIET = 0.5, 3e-4  # weight of what is left where the talker is not; 35 dB less is enough
 HELD_OUT = 0.1
 RATE, STEPS_BATCH = 1e-3, 16
 
@@ -182,7 +182,7 @@ def main() -> int:
     p.add_argument("run", type=Path, help="folder for the checkpoint")
     p.add_argument("--cache", type=Path, required=True, help="of tools.prepare")
     p.add_argument("--init", type=Path, required=True, help="weights folder, or a checkpoint of tools.train")
-    p.add_argument("--minutes", type=float, default=20.0)
+    p.add_argument("--minutes", type=float, default=24.0)
     p.add_argument("--seed", type=int, default=60)
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()

@@ -86,7 +86,7 @@ class Recogniser(nn.Module):
         return told.flatten(-2)
 
     def gate(self, compared: Tensor, loud: Tensor, h: Tensor) -> Tensor:
-        """→ [B, frames, 1]"""
+        """→ how likely it is that the talker is there, [B, frames, 1]; what the loss of tools.train_gate is about"""
         there = torch.sigmoid(self.open(silu(self.weigh(torch.cat([compared, loud, h], -1)))))
         gate: Tensor = 1 + (compared[..., -1:] > 0).to(there.dtype) * (there - 1)
         return gate
@@ -115,7 +115,7 @@ class Recogniser(nn.Module):
         return self._compared(linear_scan(decay, terms, torch.zeros_like(terms[:, 0])), sure, voice, encoder), loud
 
     def forward(self, y: Tensor, level: Tensor, voice: Tensor, h: Tensor, encoder: VoiceEncoder) -> Tensor:
-        return self.gate(*self.evidence(y, level, voice, encoder), h)
+        return _opened(self.gate(*self.evidence(y, level, voice, encoder), h))
 
     def step(self, y: Tensor, level: Tensor, pos: Tensor, h: Tensor, encoder: VoiceEncoder, state: State) -> tuple[Tensor, State]:
         """pos: [B] int64 frames seen before this one. Of one frame convolutions are products of matrices, which is what runtimes are quick at."""
@@ -137,7 +137,12 @@ class Recogniser(nn.Module):
         new["last"], kept = torch.where(same, state["last"], state["voice"]), same.to(z.dtype) * self.forget
         new["sums"] = kept[..., None, None] * state["sums"] + terms[:, None]
         new["sure"] = kept * state["sure"] + (1 - self.forget) * known
-        return self.gate(self._compared(new["sums"][:, None], new["sure"][:, None], state["voice"], encoder), loud, h), new
+        return _opened(self.gate(self._compared(new["sums"][:, None], new["sure"][:, None], state["voice"], encoder), loud, h)), new
+
+
+def _opened(gate: Tensor) -> Tensor:
+    """Wholly open unless the talker is less likely to be there than not: a gate that trembles above that spoils a good separation for nothing."""
+    return (2 * gate).clamp_max(1)
 
 
 def _product(conv: nn.Module, x: Tensor) -> Tensor:
