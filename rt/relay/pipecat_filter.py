@@ -20,14 +20,17 @@ try:
 except ImportError as e:
     raise ImportError(f"the pipecat filter needs pipecat ({e.name} is missing): pip install 'voicewire[pipecat]'") from None
 
+RECOGNISER_DB = 14.0
+
 
 class VoicewireFilter(BaseAudioFilter):  # type: ignore[misc]
     """Mono, 16 bits, at the transport's rate; as many samples come out as go in, 30 ms later.
 
-    strength_db: the most that may be taken away (None: 26). A `FilterEnableFrame(False)` lets everything through with the same delay.
+    strength_db: the most that may be taken away. What a bot hears is written down by a recogniser; with 14 dB Whisper makes fewer errors than with the
+    unprocessed signal, with 26, which is for people, more (README). A `FilterEnableFrame(False)` lets everything through with the same delay.
     """
 
-    def __init__(self, *, strength_db: float | None = None, engine: Engine | None = None) -> None:
+    def __init__(self, *, strength_db: float | None = RECOGNISER_DB, engine: Engine | None = None) -> None:
         self._strength_db, self._engine = strength_db, engine
         self._stream: Stream | None = None
         self._enabled = True
