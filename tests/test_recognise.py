@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,11 @@ import torch
 from test_contract import SMALL, random_input, shaken
 
 from tools import train_gate
+from tools.recipe import Recipe
+from tools.train import Run
 from voicewire import rt
+from voicewire.engines.config import ModelConfig
+from voicewire.engines.export import load_weights
 from voicewire.engines.net.model import Model
 from voicewire.engines.net.recognise import LOUD, MEMORIES_FRAMES, Recogniser
 from voicewire.engines.net.voice import VoiceEncoder
@@ -121,3 +126,14 @@ def test_the_released_gate_closes_and_opens() -> None:
         y = Stream(rate, task="extract", voice=voice).process(x)[2 * rate :]
         left_db.append(10 * np.log10((y**2).mean() / (x[2 * rate :] ** 2).mean()))
     assert left_db[0] < -37 and abs(left_db[1]) < 1
+
+
+def test_training_goes_on_without_the_gate(voice_weights: Path, tmp_path: Path) -> None:
+    """From weights that have a gate, which is about the model as it was; the next one is trained afterwards."""
+    cfg = ModelConfig.from_dict(json.loads((voice_weights / "model.json").read_text())["config"])
+    assert cfg.recognise
+    run = Run(tmp_path, Recipe(model=replace(cfg, recognise=0)), "cpu", voice_weights, None)
+    old = load_weights(voice_weights).core.state_dict()
+    assert all(torch.equal(v, old[k]) for k, v in run.model.state_dict().items()) and not any(k.startswith("who.") for k in run.model.state_dict())
+    with pytest.raises(ValueError, match=r"tools\.train_gate"):
+        Run(tmp_path, Recipe(model=cfg), "cpu", voice_weights, None)

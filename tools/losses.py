@@ -14,7 +14,7 @@ from .words import Hearing, misheard
 
 LOUD = 0.05  # RMS that targets are brought to
 MISSING = 4.0  # speech taken away costs words; noise left over costs comfort (asymmetric loss of VoiceFilter-Lite, Wang et al. 2020)
-QUIET = 1e-3  # of the mixture's power may be left where there should be silence: 30 dB less is enough
+QUIET = 3e-3  # of the mixture's power may be left where there should be silence: 25 dB less is enough
 RESOLUTIONS = ((320, 160), (512, 128), (1024, 256))
 
 # ITU-T P.862.2 (wide band, 16 kHz, 512-point frames): bins a Bark band, density correction, hearing threshold (power)

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 
 from voicewire.engines.config import CORE_BINS
@@ -113,19 +112,6 @@ def unclaimed(y: Tensor, targets: Tensor) -> Tensor:
     return (((made - wanted).square().mean(1) + 1e-3 * signal) / signal).log10().mean()
 
 
-def voices_of(model: Model) -> Callable[[np.ndarray], np.ndarray]:
-    """[n, samples] → [n, dim] of length one, by the model's encoder: what `Talkers.meet` wants."""
-
-    def voice(x: np.ndarray) -> np.ndarray:
-        assert model.voice is not None
-        with torch.no_grad():
-            spec = stft(torch.from_numpy(x).to(next(model.parameters()).device), 160)[:, :, :CORE_BINS]
-            found: np.ndarray = normalize(model.voice.eval()(spec), dim=-1).cpu().numpy()
-        return found
-
-    return voice
-
-
 def part_places(model: Model, talkers: Talkers) -> None:
     """The places of `separate` begin as the two kinds of voices there are: the means of two clusters of enrolments, men's and women's by and large."""
     assert model.voice is not None and model.places is not None
@@ -151,6 +137,8 @@ class Run(TimedRun):
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         self.placeless = False
         self.norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+        if recipe.model.recognise:
+            raise ValueError("the gate is trained on the model as it is in the end: leave recognise out of [model], and run tools.train_gate afterwards")
         if recipe.data.extract and self.model.voice is None:
             raise ValueError("[data] extract needs a model with voices: set voice_dim in [model]")
         if recipe.data.extract + recipe.data.query + recipe.data.separate > 1:
@@ -165,7 +153,8 @@ class Run(TimedRun):
             else:
                 weights = torch.load(init, map_location=device, weights_only=True)["ema"]
             # what a model without voices, queries or places has not, starts new
-            new = ("voice.", "turn.", "asked.", "places.", "trunk.voice.", "who.")
+            new = ("voice.", "turn.", "asked.", "places.", "trunk.voice.")
+            weights = {k: v for k, v in weights.items() if not k.startswith("who.")}  # the gate is about the model as it was
             self.placeless = self.model.places is not None and "places.voices" not in weights
             weights = {k: v for k, v in self.model.state_dict().items() if k.startswith(new)} | weights
             self.model.load_state_dict(weights)
@@ -191,8 +180,6 @@ class Run(TimedRun):
         if self.placeless and isinstance(batches.mixer, Talkers):
             part_places(self.model, batches.mixer)
             self.ema.load_state_dict(self.model.state_dict())
-        if isinstance(batches.mixer, Talkers) and self.model.voice is not None:
-            batches.mixer.meet(voices_of(self.model))
         print("data, hours:", json.dumps(batches.mixer.describe()), "parameters:", sum(p.numel() for p in self.model.parameters()))
         loader = DataLoader(batches, batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):

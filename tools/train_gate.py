@@ -16,6 +16,7 @@ import copy
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -34,7 +36,6 @@ from voicewire.engines.net.spectrum import stft
 
 from .run import bf16
 from .talkers import Talkers
-from .train import voices_of
 
 SECONDS, BATCH = 8.0, 4
 HARD, OF = 0.7, 32  # this share of the others is the most alike of so many: new talkers are told apart less well than those the encoder was trained with
@@ -103,6 +104,19 @@ def loss(who: Recogniser, heard: Heard) -> tuple[Tensor, float, float]:
     count, silent = speaks.sum().clamp_min(1), (~speaks).sum().clamp_min(1)
     total = (ratio * speaks).sum() / len(g) + LEFT * ((left + QUIET).log10() * ~speaks).sum() / len(g)
     return total, 10 * float((ratio * speaks).sum() / count), 10 * float(((left + 1e-12).log10() * ~speaks).sum() / silent)
+
+
+def voices_of(model: Model) -> Callable[[np.ndarray], np.ndarray]:
+    """[n, samples] → [n, dim] of length one, by the model's encoder: what `Talkers.meet` wants."""
+
+    def voice(x: np.ndarray) -> np.ndarray:
+        assert model.voice is not None
+        with torch.no_grad():
+            spec = stft(torch.from_numpy(x).to(next(model.parameters()).device), 160)[:, :, :CORE_BINS]
+            found: np.ndarray = normalize(model.voice.eval()(spec), dim=-1).cpu().numpy()
+        return found
+
+    return voice
 
 
 def begin(init: Path) -> tuple[Model, dict[str, Any]]:
