@@ -59,6 +59,8 @@ class Voiced(Causal):
         super().__init__()
         self.model, self.task = FullBand(replace(SMALL, voice_dim=6, voice_channels=8, recognise=1)), task
         self.voice = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+        assert self.model.core.who is not None
+        torch.nn.init.constant_(self.model.core.who.open.bias, -1.0)  # half closed, so that it counts
 
     def init_state(self, batch: int) -> State:
         return self.model.init_state(batch, self.task, self.voice.expand(batch, -1))

@@ -14,9 +14,12 @@ from test_contract import SMALL, random_input, shaken
 
 from tools import train_gate
 from tools.recipe import Recipe
+from tools.talkers import Talkers
 from tools.train import Run
 from voicewire import rt
+from voicewire.engines import open_engine
 from voicewire.engines.config import ModelConfig
+from voicewire.engines.engine import TASK_WEIGHTS
 from voicewire.engines.export import load_weights
 from voicewire.engines.net.model import Model
 from voicewire.engines.net.recognise import LOUD, MEMORIES_FRAMES, Recogniser
@@ -105,11 +108,11 @@ def test_the_loss_of_a_gate_is_that_of_what_it_leaves(silent: bool) -> None:
     target = target * (0 if silent else 1)
     heard = train_gate.hear(plain, who, mix, target, enrolment)
     with torch.no_grad():
-        _, error_db, left_db = train_gate.loss(who, heard)
-        gate = who.gate(heard.compared.float(), heard.loud.float(), heard.h.float()).repeat_interleave(2, 1)[..., None]
+        gate = train_gate.gates(who, heard)
+        _, error_db, left_db = train_gate.loss(gate, heard)
         assert model.voice is not None
         x, wanted, known = (train_gate.stft(z, 160)[:, :, :160] for z in (mix, target, enrolment))
-        y = gate * plain(x, "extract", model.voice(known))
+        y = gate.repeat_interleave(2, 1)[..., None, None] * plain(x, "extract", model.voice(known))
     if silent:
         assert abs(left_db - 10 * float((y.square().sum() / x.square().sum()).log10())) < 0.1
     else:
@@ -117,13 +120,16 @@ def test_the_loss_of_a_gate_is_that_of_what_it_leaves(silent: bool) -> None:
 
 
 def test_the_released_gate_closes_and_opens() -> None:
-    """Somebody else alone is silenced as far as the strength allows, 40 dB; the talker alone is heard as loud as ever."""
+    """Somebody else alone is silenced as far as the strength allows, 40 dB; the talker alone is heard as loud as ever. The same by PyTorch."""
     samples = Path(rt.__file__).parent / "samples"
     (who, rate), (other, _), (own, _) = (sf.read(samples / name, dtype="float32") for name in ("other_enrol.flac", "clean.flac", "other.flac"))
     voice = enrol(who, rate)
     left_db = []
     for x in (other, own):
-        y = Stream(rate, task="extract", voice=voice).process(x)[2 * rate :]
+        whole = Stream(rate, task="extract", voice=voice).process(x)
+        reference = Stream(rate, task="extract", voice=voice, engine=open_engine("torch", TASK_WEIGHTS)).process(x[: 3 * rate])
+        np.testing.assert_allclose(whole[: 3 * rate], reference, atol=1e-4)
+        y = whole[2 * rate :]
         left_db.append(10 * np.log10((y**2).mean() / (x[2 * rate :] ** 2).mean()))
     assert left_db[0] < -37 and abs(left_db[1]) < 1
 
@@ -137,3 +143,16 @@ def test_training_goes_on_without_the_gate(voice_weights: Path, tmp_path: Path) 
     assert all(torch.equal(v, old[k]) for k, v in run.model.state_dict().items()) and not any(k.startswith("who.") for k in run.model.state_dict())
     with pytest.raises(ValueError, match=r"tools\.train_gate"):
         Run(tmp_path, Recipe(model=cfg), "cpu", voice_weights, None)
+
+
+def test_people_who_are_alike_are_put_together(talkers_cache: Path) -> None:
+    talkers, rng = Talkers(talkers_cache, 1, 1, 1.0), np.random.default_rng(0)
+    everybody = [(g, i) for g, people in enumerate(talkers.people) for i in range(len(people))]
+    before = {talkers.another(rng, everybody[:1]) for _ in range(40)}
+    assert before == set(everybody[1:]), "anybody else"
+    angle = {who: a for who, a in zip(everybody, (0.0, 2.0, 0.3), strict=True)}
+    talkers.meet(lambda x: np.ones((len(x), 2)) / 2**0.5, hard=1.0, of=30)
+    talkers.voices = [np.array([[np.cos(angle[g, i]), np.sin(angle[g, i])] for i in range(len(people))]) for g, people in enumerate(talkers.people)]
+    assert {talkers.another(rng, everybody[:1]) for _ in range(40)} == {everybody[2]}
+    with pytest.raises(ValueError, match="too few people"):
+        talkers.another(rng, everybody)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -93,9 +94,13 @@ def hear(model: Model, who: Recogniser, mix: Tensor, target: Tensor, enrolment: 
     return Heard(compared.half(), loud.half(), h.half(), frames(y.square()), frames(y * t), frames(t.square()), frames(x.square()))
 
 
-def loss(who: Recogniser, heard: Heard) -> tuple[Tensor, float, float]:
-    """→ (loss, mean error ratio dB where the talker speaks, mean level dB of what is left where not)"""
-    g = who.gate(heard.compared.float(), heard.loud.float(), heard.h.float())[..., 0]
+def gates(who: Recogniser, heard: Heard) -> Tensor:
+    """[n, T]"""
+    return who.gate(heard.compared.float(), heard.loud.float(), heard.h.float())[..., 0]
+
+
+def loss(g: Tensor, heard: Heard) -> tuple[Tensor, float, float]:
+    """g: [n, T] gates → (loss, mean error ratio dB where the talker speaks, mean level dB of what is left where not)"""
     signal, mixed = heard.wanted.sum(1), heard.mixed.sum(1)
     speaks = signal > 1e-6 * mixed
     error = (g.square() * heard.made - 2 * g * heard.both + heard.wanted).sum(1)
@@ -125,8 +130,11 @@ def begin(init: Path) -> tuple[Model, dict[str, Any]]:
         meta = json.loads((init / "model.json").read_text())
         weights, doc = load_weights(init).core.state_dict(), {"config": meta["config"], "step": meta["steps"], "hours": meta["audio_hours"]}
     else:
-        saved = torch.load(init, map_location="cpu", weights_only=True)
-        weights, doc = saved["ema"], {k: saved[k] for k in ("config", "step", "hours")}
+        try:
+            saved = torch.load(init, map_location="cpu", weights_only=True)
+            weights, doc = saved["ema"], {k: saved[k] for k in ("config", "step", "hours")}
+        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError):
+            raise ValueError(f"{init} is no checkpoint of tools.train; give its last.pt, or a folder of weights") from None
     cfg = replace(ModelConfig.from_dict(doc["config"]), recognise=0)
     if not cfg.voice_dim:
         raise ValueError(f"the model in {init} knows no voices, so there is nobody to recognise")
@@ -135,22 +143,21 @@ def begin(init: Path) -> tuple[Model, dict[str, Any]]:
     return model.eval().requires_grad_(False), doc
 
 
-def train(who: Recogniser, heard: Heard, minutes: float) -> None:
-    n = len(heard.made)
-    held = max(1, round(HELD_OUT * n))
-    fit, test = heard.pick(torch.arange(held, n)), heard.pick(torch.arange(held))
+def train(who: Recogniser, fit: Heard, test: Heard, minutes: float) -> None:
+    """Leaves the gate as it was when it was best on `test`."""
     optimiser = torch.optim.AdamW(who.parameters(), RATE, weight_decay=1e-2)
     best, kept, start = float("inf"), copy.deepcopy(who.state_dict()), time.monotonic()
     with tqdm(total=round(60 * minutes), unit="s", disable=None) as bar:
         while (spent := time.monotonic() - start) < 60 * minutes:
             optimiser.param_groups[0]["lr"] = RATE * max(0.02, 1 - spent / 60 / minutes)
-            for at in torch.randperm(n - held).split(STEPS_BATCH):
-                total, _, _ = loss(who, fit.pick(at))
+            for at in torch.randperm(len(fit.made)).split(STEPS_BATCH):
+                few = fit.pick(at)
+                total, _, _ = loss(gates(who, few), few)
                 optimiser.zero_grad()
                 total.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
             with torch.no_grad():
-                now, error_db, left_db = loss(who, test)
+                now, error_db, left_db = loss(gates(who, test), test)
             if now < best:
                 best, kept = float(now), copy.deepcopy(who.state_dict())
             bar.set_postfix_str(f"held out: loss {now:.4f} error {error_db:.2f} dB absent {left_db:.1f} dB")
@@ -175,19 +182,19 @@ def run(a: argparse.Namespace) -> None:
             if time.monotonic() - start > 40 * a.minutes:
                 break
     heard = Heard.joined(parts)
-    with torch.no_grad():
-        who_open = copy.deepcopy(who)
-        torch.nn.init.constant_(who_open.open.bias, 30.0)
-        _, error_db, left_db = loss(who_open, heard.pick(torch.arange(max(1, round(HELD_OUT * len(heard.made))))))
-    print(f"{len(heard.made)} scenes; without a gate, held out: error {error_db:.2f} dB, absent {left_db:.1f} dB")
-    train(who, heard, a.minutes / 3)
+    n = len(heard.made)
+    held = max(1, round(HELD_OUT * n))
+    fit, test = heard.pick(torch.arange(held, n)), heard.pick(torch.arange(held))
+    _, error_db, left_db = loss(torch.ones_like(test.made), test)
+    print(f"{n} scenes; without a gate, held out: error {error_db:.2f} dB, absent {left_db:.1f} dB")
+    train(who, fit, test, a.minutes / 3)
     cfg = replace(model.cfg, recognise=1)
     whole = Model(cfg)
     whole.load_state_dict(model.state_dict() | {f"who.{k}": v for k, v in who.state_dict().items()})
     a.run.mkdir(parents=True, exist_ok=True)
     torch.save(doc | {"config": cfg.to_dict(), "ema": whole.state_dict()}, a.run / "last.pt")
     with torch.no_grad():
-        _, error_db, left_db = loss(who, heard.pick(torch.arange(max(1, round(HELD_OUT * len(heard.made))))))
+        _, error_db, left_db = loss(gates(who, test), test)
     print(f"with it: error {error_db:.2f} dB, absent {left_db:.1f} dB; {a.run / 'last.pt'}")
 
 

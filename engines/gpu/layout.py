@@ -1,7 +1,7 @@
 """How the state of a slot lies on a device: attention rings and counter by themselves, all else in two packs of float32 words.
 
-`moving` is what every step writes anew (level, past, recurrences: 29 kB), `fixed` what is pinned (prefix: 37 kB; a voice's gains). One tensor
-each, so that writing back is one copy.
+`moving` is what every step writes anew (level, past, recurrences: 29 kB; 31 more where a voice is recognised), `fixed` what is pinned (prefix: 37 kB; a
+voice's gains). One tensor each, so that writing back is one copy.
 """
 
 from __future__ import annotations
