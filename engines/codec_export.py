@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .checkpoint import read_checkpoint
 from .codec_config import CodecConfig
 from .codec_engine import CODEC_WEIGHTS
 from .config import CORE_BINS, HOPS_PER_FRAME
@@ -85,7 +86,7 @@ def main() -> int:
     p.add_argument("checkpoint", type=Path, help="last.pt or step-N.pt of tools.train_codec")
     p.add_argument("--out", type=Path, default=CODEC_WEIGHTS)
     a = p.parse_args()
-    return reported("codec_export", a.out, lambda: export_codec(torch.load(a.checkpoint, map_location="cpu", weights_only=True), a.out))
+    return reported("codec_export", a.out, lambda: export_codec(read_checkpoint(a.checkpoint, "config", "ema", "step", "hours", "teacher_lag"), a.out))
 
 
 if __name__ == "__main__":

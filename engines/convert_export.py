@@ -19,6 +19,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from .checkpoint import read_checkpoint
 from .config import CORE_BINS, HOPS_PER_FRAME
 from .convert_config import ConvertConfig
 from .convert_engine import DESCRIPTION, GRAPH
@@ -103,7 +104,7 @@ def main() -> int:
     p.add_argument("--voices", type=Path, default=TASK_WEIGHTS, help="weights whose voiceprints it was trained with")
     a = p.parse_args()
     return reported(
-        "convert_export", a.out, lambda: export_convert(torch.load(a.checkpoint, map_location="cpu", weights_only=True), a.out, voice_encoder(a.voices))
+        "convert_export", a.out, lambda: export_convert(read_checkpoint(a.checkpoint, "config", "ema", "step", "hours"), a.out, voice_encoder(a.voices))
     )
 
 

@@ -23,6 +23,7 @@ from onnx import helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .checkpoint import read_checkpoint
 from .config import CORE_BINS, HOPS_PER_FRAME, TASKS, ModelConfig
 from .net.causal import State
 from .net.fullband import BINS, FullBand
@@ -195,8 +196,8 @@ def main() -> int:
     a = p.parse_args()
 
     def write() -> None:
-        high = torch.load(a.high, map_location="cpu", weights_only=True)["high"] if a.high else None
-        export(torch.load(a.core, map_location="cpu", weights_only=True), high, a.out)
+        high = read_checkpoint(a.high, "high")["high"] if a.high else None
+        export(read_checkpoint(a.core, "config", "ema", "step", "hours"), high, a.out)
 
     return reported("export", a.out, write)
 

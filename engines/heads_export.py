@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .checkpoint import read_checkpoint
 from .export import fingerprint, halved, reported, write_step
 from .heads_config import HeadsConfig
 from .net.heads import TokenHeads
@@ -64,7 +65,9 @@ def main() -> int:
     p.add_argument("checkpoint", type=Path, help="last.pt or step-N.pt of tools.train_heads")
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
-    return reported("heads_export", a.out, lambda: export_heads(torch.load(a.checkpoint, map_location="cpu", weights_only=True), a.out))
+    return reported(
+        "heads_export", a.out, lambda: export_heads(read_checkpoint(a.checkpoint, "config", "ema", "step", "hours", "core_weights", "codec_weights"), a.out)
+    )
 
 
 if __name__ == "__main__":

@@ -10,28 +10,23 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from voicewire.engines.checkpoint import read_checkpoint
 from voicewire.engines.engine import EngineError
 from voicewire.engines.export import load_weights
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
     """The averaged weights of a checkpoint, or those of a weights folder."""
-    weights: dict[str, torch.Tensor] = load_weights(path).core.state_dict() if path.is_dir() else _checkpoint(path)["ema"]
+    weights: dict[str, torch.Tensor] = load_weights(path).core.state_dict() if path.is_dir() else read_checkpoint(path, "ema")["ema"]
     return weights
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    doc: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return doc
 
 
 def average(a: Path, b: Path, out: Path, share: float = 0.5) -> None:
     """b, a checkpoint, says what the model is; share: b's. ValueError unless both are of one shape."""
-    one, doc = read(a), _checkpoint(b)
+    one, doc = read(a), read_checkpoint(b, "config", "step", "minutes", "hours", "ema")
     two = doc["ema"]
     if {k: v.shape for k, v in one.items()} != {k: v.shape for k, v in two.items()}:
         raise ValueError(f"{a} and {b} are not the same model")

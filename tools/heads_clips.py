@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from voicewire.engines.checkpoint import read_checkpoint
 from voicewire.engines.config import CORE_BINS
 from voicewire.engines.export import fingerprint
 from voicewire.engines.heads_config import HeadsConfig
@@ -45,7 +46,7 @@ class Heads:
     @classmethod
     def read(cls, path: Path, ears: Ears) -> Heads:
         """ValueError when it was trained with other models than are here."""
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path, "core_weights", "codec_weights", "config", "ema")
         for kind in ("core_weights", "codec_weights"):
             if saved[kind] != ears.doc[kind]:
                 raise ValueError(f"{path} was trained with {kind.replace('_', ' ')} {saved[kind]}, here are {ears.doc[kind]}")

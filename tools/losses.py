@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .opinion import Listeners, disliked
 from .run import bf16, has_bf16
 from .said import Saying, missaid
 from .words import Hearing, misheard
@@ -15,6 +16,7 @@ from .words import Hearing, misheard
 LOUD = 0.05  # RMS that targets are brought to
 MISSING = 4.0  # speech taken away costs words; noise left over costs comfort (asymmetric loss of VoiceFilter-Lite, Wang et al. 2020)
 QUIET = 3e-3  # of the mixture's power may be left where there should be silence: 25 dB less is enough
+STRONG, FAINT = 0.2, 0.03  # share of the mixture that is left in for listeners: 14 to 30 dB below it
 RESOLUTIONS = ((320, 160), (512, 128), (1024, 256))
 
 # ITU-T P.862.2 (wide band, 16 kHz, 512-point frames): bins a Bark band, density correction, hearing threshold (power)
@@ -99,16 +101,20 @@ def _compressed(x: Tensor, n_fft: int, hop: int) -> tuple[Tensor, Tensor]:
 
 
 class EnhanceLoss(nn.Module):
-    """Compressed complex + magnitude error at three resolutions, logarithmic error ratio, loudness disturbance, what a recogniser hears otherwise.
+    """Compressed complex + magnitude error at three resolutions, logarithmic error ratio, loudness disturbance, what a recogniser hears otherwise,
+    how much worse listeners find it than the clean signal.
 
     left: weight of what is left, in log10 of its share of the mixture, where the target is silent. words: weight of `misheard`, said: of `missaid`
-    (a recogniser is loaded for them). `parts` of the result are detached, for the log.
+    (a recogniser is loaded for them), opinion: of `disliked` (listeners are loaded). `parts` of the result are detached, for the log.
     """
 
-    def __init__(self, snr: float, perceptual: float, missing: float = MISSING, left: float = 0.0, words: float = 0.0, said: float = 0.0) -> None:
+    def __init__(
+        self, snr: float, perceptual: float, missing: float = MISSING, left: float = 0.0, words: float = 0.0, said: float = 0.0, opinion: float = 0.0
+    ) -> None:
         super().__init__()
-        self.snr, self.perceptual, self.missing, self.left, self.words, self.said = snr, perceptual, missing, left, words, said
+        self.snr, self.perceptual, self.missing, self.left, self.words, self.said, self.opinion = snr, perceptual, missing, left, words, said, opinion
         self.loudness = Loudness()
+        self.listeners = Listeners() if opinion else None
         self.hearing = Hearing() if words or said else None
         self.saying = Saying(dtype=torch.bfloat16 if has_bf16("cuda" if torch.cuda.is_available() else "cpu") else torch.float32) if said else None
 
@@ -136,7 +142,9 @@ class EnhanceLoss(nn.Module):
             loud = (self.loudness(y, target) * speaks).sum() / speaks.sum().clamp_min(1)
             total = total + self.perceptual * loud
             parts["loudness"] = loud.item()
-        if self.hearing is not None:
+        # where a recogniser and listeners are both to be asked, they take turns: each costs as much time as all the rest
+        recognise = torch.rand(()) < 0.5 if self.listeners is not None else True
+        if self.hearing is not None and recognise:
             with bf16(y.device.type):
                 with torch.no_grad():
                     clean = self.hearing(target)
@@ -146,4 +154,10 @@ class EnhanceLoss(nn.Module):
                 if self.saying is not None and pieces is not None:
                     lost = (missaid(self.saying, heard, clean, pieces) * speaks).sum() / speaks.sum().clamp_min(1)
                     total, parts["missaid"] = total + self.said * lost, lost.item()
+        if self.listeners is not None and not (self.hearing is not None and recognise):
+            # rated as it will be heard: with some of the mixture left in
+            share = STRONG * (FAINT / STRONG) ** torch.rand(len(y), 1, device=y.device)
+            with bf16(y.device.type):
+                lost = (disliked(self.listeners, y + share * (mix * gain - y), target) * speaks).sum() / speaks.sum().clamp_min(1)
+            total, parts["disliked"] = total + self.opinion * lost, lost.item()
         return total, parts

@@ -41,13 +41,18 @@ def stoi(y: np.ndarray, clean: np.ndarray) -> float:
     return float(compute(clean, y, RATE))
 
 
+def mos_folder() -> Path:
+    """The ONNX files of DNSMOS in the speechmos package."""
+    return _folder("speechmos") / "dnsmos_models"
+
+
 @lru_cache(maxsize=4)
 def _session(name: str) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    return ort.InferenceSession(str(_folder("speechmos") / "dnsmos_models" / name), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(mos_folder() / name), options, providers=["CPUExecutionProvider"])
 
 
 def dnsmos(y: np.ndarray) -> dict[str, float]:

@@ -35,6 +35,7 @@ class Train:
     perceptual: float = 0.15
     words: float = 0.0  # tools.train: weight of what a recogniser hears otherwise in restored speech; needs the extra [eval], two thirds more time a step
     said: float = 0.0  # tools.train: weight of what a recogniser would write otherwise; needs the extra [eval], another two thirds
+    opinion: float = 0.0  # tools.train: weight of how much worse than clean speech DNSMOS finds it; needs the extra [eval], half as much time again
     teacher: float = 0.0  # tools.train_voice: weight of telling what Resemblyzer hears; needs the extra [eval]
     checkpoint_minutes: float = 4.0
     seed: int = 0

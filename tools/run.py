@@ -18,6 +18,8 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from voicewire.engines.checkpoint import read_checkpoint
+
 T = TypeVar("T")
 LOG_EVERY = 50  # steps
 
@@ -42,7 +44,7 @@ class TimedRun:
         last = folder / "last.pt"
         self.resumed = last.exists()
         if self.resumed:
-            saved = torch.load(last, map_location=device, weights_only=True)
+            saved = read_checkpoint(last, *kept, "step", "minutes", "hours", device=device)
             for name, part in kept.items():
                 part.load_state_dict(saved[name])
             self.step, self.minutes, self.hours = saved["step"], saved["minutes"], saved["hours"]

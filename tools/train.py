@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from voicewire.engines.checkpoint import read_checkpoint
 from voicewire.engines.config import CORE_BINS
 from voicewire.engines.export import load_weights
 from voicewire.engines.net.model import Model
@@ -151,7 +152,7 @@ class Run(TimedRun):
             if init.is_dir():  # released weights
                 weights = load_weights(init).core.state_dict()
             else:
-                weights = torch.load(init, map_location=device, weights_only=True)["ema"]
+                weights = read_checkpoint(init, "ema", device=device)["ema"]
             # what a model without voices, queries or places has not, starts new
             new = ("voice.", "turn.", "asked.", "places.", "trunk.voice.")
             weights = {k: v for k, v in weights.items() if not k.startswith("who.")}  # the gate is about the model as it was
@@ -162,7 +163,7 @@ class Run(TimedRun):
         if voice and not self.resumed:
             if self.model.voice is None:
                 raise ValueError("--voice needs a model with voices: set voice_dim in [model]")
-            saved = torch.load(voice, map_location=device, weights_only=True)["ema"]
+            saved = read_checkpoint(voice, "ema", device=device)["ema"]
             self.model.voice.load_state_dict({k.removeprefix("encoder."): v for k, v in saved.items() if k.startswith("encoder.")})
         if not self.resumed:
             self.ema.load_state_dict(self.model.state_dict())
@@ -170,7 +171,7 @@ class Run(TimedRun):
     def train(self, minutes: float, steps: int | None) -> None:
         t, data = self.recipe.train, self.recipe.data
         loss_of = {
-            "restore": EnhanceLoss(t.snr, t.perceptual, words=t.words, said=t.said).to(self.device),
+            "restore": EnhanceLoss(t.snr, t.perceptual, words=t.words, said=t.said, opinion=t.opinion).to(self.device),
             # who is not sure whom to keep must not keep both, and nobody where the talker is not there
             "extract": EnhanceLoss(2 * t.snr, t.perceptual, missing=1.0, left=t.snr).to(self.device),
             "query": EnhanceLoss(2 * t.snr, 0.0, missing=1.0, left=t.snr).to(self.device),  # (loudness as PESQ has it is about speech)

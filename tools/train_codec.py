@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
+from voicewire.engines.checkpoint import read_checkpoint
 from voicewire.engines.codec_export import load_codec
 from voicewire.engines.codec_hold import source_frames
 from voicewire.engines.config import CORE_BINS
@@ -176,7 +177,7 @@ class Run(TimedRun):
         kept |= {"optimiser": self.optimiser, "judge_optimiser": self.judge_optimiser}
         super().__init__(folder, device, {"config": recipe.model.to_dict(), "teacher_lag": t.teacher_lag_frames}, kept)
         if init and not self.resumed:
-            weights = load_codec(init).state_dict() if init.is_dir() else torch.load(init, map_location=device, weights_only=True)["ema"]
+            weights = load_codec(init).state_dict() if init.is_dir() else read_checkpoint(init, "ema", device=device)["ema"]
             # a file without what the teacher is told with, or with another way of it, starts that new
             self.model.load_state_dict({k: weights[k] if k in weights and not k.startswith("teach.") else v for k, v in self.model.state_dict().items()})
             for book in self.model.modules():

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from voicewire.engines.checkpoint import read_checkpoint
 from voicewire.engines.config import CORE_BINS, HOPS_PER_FRAME, ModelConfig
 from voicewire.engines.export import load_weights
 from voicewire.engines.net.model import Model
@@ -130,11 +130,8 @@ def begin(init: Path) -> tuple[Model, dict[str, Any]]:
         meta = json.loads((init / "model.json").read_text())
         weights, doc = load_weights(init).core.state_dict(), {"config": meta["config"], "step": meta["steps"], "hours": meta["audio_hours"]}
     else:
-        try:
-            saved = torch.load(init, map_location="cpu", weights_only=True)
-            weights, doc = saved["ema"], {k: saved[k] for k in ("config", "step", "hours")}
-        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError):
-            raise ValueError(f"{init} is no checkpoint of tools.train; give its last.pt, or a folder of weights") from None
+        saved = read_checkpoint(init, "ema", "config", "step", "hours")
+        weights, doc = saved["ema"], {k: saved[k] for k in ("config", "step", "hours")}
     cfg = replace(ModelConfig.from_dict(doc["config"]), recognise=0)
     if not cfg.voice_dim:
         raise ValueError(f"the model in {init} knows no voices, so there is nobody to recognise")

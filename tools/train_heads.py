@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
+from voicewire.engines.checkpoint import read_checkpoint
 from voicewire.engines.codec_engine import CODEC_WEIGHTS
 from voicewire.engines.codec_export import load_codec
 from voicewire.engines.heads_config import HeadsConfig
@@ -153,7 +154,7 @@ class Run(TimedRun):
         doc = {"config": self.config.to_dict(), **{k: self.heard.doc[k] for k in ("core_weights", "codec_weights")}}
         super().__init__(folder, device, doc, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         if init and not self.resumed:
-            weights = torch.load(init, map_location=device, weights_only=True)["ema"]
+            weights = read_checkpoint(init, "ema", device=device)["ema"]
             own = ("back", "ahead.", "depth.codes.", "mean", "spread")  # what only a switch brings starts new; codes and statistics are those of here
             new = {k: v for k, v in self.model.state_dict().items() if k.startswith(own)}
             try:

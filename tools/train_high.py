@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from voicewire.engines.checkpoint import read_checkpoint
 from voicewire.engines.config import CORE_BINS, ModelConfig
 from voicewire.engines.net.fullband import BINS, FullBand
 from voicewire.engines.net.model import compress
@@ -37,14 +38,14 @@ def loss_of(y: Tensor, target: Tensor, gain: Tensor) -> Tensor:
 
 
 def train(run: Path, core: Path, cache: Path, minutes: float, steps: int | None, lr: float = 2e-3) -> None:
-    saved = torch.load(core, map_location="cpu", weights_only=True)
+    saved = read_checkpoint(core, "config", "ema")
     torch.manual_seed(0)
     model = FullBand(ModelConfig.from_dict(saved["config"]))
     model.core.load_state_dict(saved["ema"])
     run.mkdir(parents=True, exist_ok=True)
     last = run / "last.pt"
     if last.exists():
-        model.high.load_state_dict(torch.load(last, weights_only=True)["high"])
+        model.high.load_state_dict(read_checkpoint(last, "high")["high"])
         print(f"going on from {last}")
     model.core.eval().requires_grad_(False)
     mixer = Mixer(cache, 7, 4, 2.0)

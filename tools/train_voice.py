@@ -1,6 +1,7 @@
 """Train the voice encoder alone: two recordings of one talker meet, those of others part.
 
     python -m tools.train_voice runs/voice --recipe tools/recipes/tasks-cpu.toml --minutes 15
+    python -m tools.train_voice runs/more --recipe tools/recipes/tasks-cpu.toml --init engines/weights/tasks --minutes 40
     python -m tools.train runs/tasks --recipe tools/recipes/tasks-cpu.toml --init runs/restore/last.pt --voice runs/voice/last.pt --minutes 120
 
 Contrastive (InfoNCE, both ways; van den Oord et al. 2018) over `people` talkers a step, each recorded twice: other words, other microphone, room and noise.
@@ -20,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from voicewire.engines.config import CORE_BINS
+from voicewire.engines.export import load_weights
 from voicewire.engines.net.spectrum import stft
 from voicewire.engines.net.voice import VoiceEncoder
 
@@ -88,7 +90,7 @@ class Speaker(nn.Module):
 
 
 class Run(TimedRun):
-    def __init__(self, folder: Path, recipe: Recipe, device: str) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, device: str, init: Path | None = None) -> None:
         torch.manual_seed(recipe.train.seed)
         if not recipe.model.voice_dim:
             raise ValueError("the recipe's [model] has voice_dim = 0: a model without voices")
@@ -97,6 +99,13 @@ class Run(TimedRun):
         self.ema = copy.deepcopy(self.model).eval()
         self.optimiser = torch.optim.AdamW(self.model.parameters(), recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
+        if init and not self.resumed:
+            voice = load_weights(init).core.voice
+            if voice is None:
+                raise ValueError(f"{init}: weights that know no voices")
+            for model in (self.model, self.ema):
+                model.encoder.load_state_dict(voice.state_dict())
+            print(f"warm start from {init}")
 
     def train(self, minutes: float, steps: int | None) -> None:
         t, data = self.recipe.train, self.recipe.data
@@ -121,7 +130,8 @@ class Run(TimedRun):
 
 
 def main() -> int:
-    return command("train_voice", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device).train(a.minutes, a.steps))
+    files = {"--init": "start from the voice encoder of this weights folder"}
+    return command("train_voice", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device, a.init).train(a.minutes, a.steps), files)
 
 
 if __name__ == "__main__":

@@ -50,15 +50,15 @@ def _name(f: BinaryIO) -> str:
     return f.read(_unpack(f, "H")[0]).rstrip(b"\0").decode()
 
 
-def mel_bank() -> Tensor:
-    """[80, 201]: Slaney's triangles on Slaney's mel scale (linear to 1 kHz, logarithmic above), of equal area; as librosa.filters.mel."""
+def mel_bank(mels: int = MELS, fft: int = FFT) -> Tensor:
+    """[mels, fft // 2 + 1]: Slaney's triangles on Slaney's mel scale (linear to 1 kHz, logarithmic above), of equal area; as librosa.filters.mel."""
     step, corner, log_step = 200 / 3, 1000.0, math.log(6.4) / 27
 
     def hz(mel: np.ndarray) -> np.ndarray:
         return np.where(mel < 15, mel * step, corner * np.exp(log_step * (mel - 15)))
 
-    edges = hz(np.linspace(0, 15 + math.log(RATE / 2 / corner) / log_step, MELS + 2))
-    bins = np.linspace(0, RATE / 2, FFT // 2 + 1)
+    edges = hz(np.linspace(0, 15 + math.log(RATE / 2 / corner) / log_step, mels + 2))
+    bins = np.fft.rfftfreq(fft, 1 / RATE)
     up = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     down = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
     bank = np.maximum(0, np.minimum(up, down)) * (2 / (edges[2:] - edges[:-2]))[:, None]
