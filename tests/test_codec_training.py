@@ -17,7 +17,7 @@ from tools.codec_mixer import CodecMixer
 from tools.codec_primitives import NONE, SCENES, Primitives
 from tools.codec_recipe import load
 from tools.discriminator import Discriminator
-from tools.pitch import pitch
+from tools.pitch import pitch, pitch_of_one
 from tools.prepare import prepare
 from voicewire.engines.codec_engine import CodecEngine
 from voicewire.engines.codec_export import export_codec
@@ -203,6 +203,23 @@ def test_sound_loss_orders_sounds(clean: np.ndarray, noisy: np.ndarray) -> None:
     assert bank.shape == (257, 64) and torch.allclose(bank.sum(0), torch.ones(64)) and (bank >= 0).all()
     thirds = third_octaves(512)
     assert thirds.shape == (257, 15) and (thirds.sum(0) >= 1).all() and thirds.sum(1).max() == 1
+
+
+def test_pitch_of_one_talker_is_not_sought_where_hum_and_whistles_are() -> None:
+    t = np.arange(4 * 16000) / 16000
+    hz = 150 * 2 ** (0.15 * np.sin(2 * np.pi * 0.7 * t))
+    phase = 2 * np.pi * np.cumsum(hz) / 16000
+    voice = sum(np.sin(k * phase) / k for k in range(1, 8))
+    talks = (t % 1) < 0.6
+    hum = sum(np.sin(2 * np.pi * k * 56 * t) for k in (1, 2, 3, 4))
+    whistle = np.sin(2 * np.pi * 410 * t)
+    x = (0.1 * np.where(talks, voice, np.where(t < 2, hum, whistle))).astype(np.float32)
+    once, twice = pitch(x), pitch_of_one(x)
+    inside = talks[::160] & talks[np.minimum(np.arange(len(once)) * 160 + 800, len(x) - 1)] & talks[np.maximum(np.arange(len(once)) * 160 - 800, 0)]
+    assert (once > 380).mean() > 0.1 and ((once > 0) & (once < 70)).mean() > 0.1
+    assert not (twice > 300).any() and not ((twice > 0) & (twice < 70)).any()
+    np.testing.assert_allclose(twice[inside], hz[::160][inside], rtol=0.02)
+    assert not pitch_of_one(np.zeros(1600, np.float32)).any()
 
 
 def test_pitch_is_found() -> None:

@@ -5,8 +5,9 @@
 SPEECH holds a manifest.csv with `path`, `speaker`, `sex`, `language`. Every talker with 8 s or more of English is a source; of every talker 8 s (or what there
 is) that are not converted are the reference. PAIRS of source and reference are drawn with a fixed seed (default: all ordered ones). Everything runs through
 `Stream`. Columns: share of the pairs whose voice (Resemblyzer) is nearer the reference than the source, and the same by voicewire's own voice encoder;
-cosines to both; words (Whisper base): errors against what it hears in the source; correlation of log-F0 with the source's where both have a voice, and by how
-many semitones the mean misses the reference's; lag of the loudness contour in ms; DNSMOS; CPU time over audio time.
+cosines to both; words (Whisper base): errors against what it hears in the source; correlation of log-F0 with the source's where both have a voice (each
+listened to a second time in its own range; heard once: in the range of all voices) and by how many semitones the mean misses the reference's; lag of the
+loudness contour in ms; DNSMOS; CPU time over audio time.
 
 "unprocessed" is the source itself; "shifted" the source with pitch and formants moved to the reference's pitch (tools.disguise, not live): what no training
 gives. The converter was trained to please Resemblyzer; the other encoder learnt from Resemblyzer.
@@ -37,7 +38,7 @@ from voicewire.rt.stream import Stream
 from . import metrics
 from .disguise import shift
 from .evaluate import load
-from .pitch import pitch
+from .pitch import pitch, pitch_of_one
 
 RATE = metrics.RATE
 REFERENCE_S, SOURCE_S, LEAST_SOURCE_S = 8.0, 6.0, 3.0
@@ -93,10 +94,16 @@ def lag_ms(y: Sound, x: Sound) -> float:
     return 5.0 * (int(np.argmax(scores)) - most)
 
 
-def octaves(x: Sound) -> tuple[Sound, Sound]:
+def octaves(hz: Sound) -> tuple[Sound, Sound]:
     """(log2 of Hz, whether there is a voice), [hops] each"""
-    hz = pitch(x)
     return np.log2(np.maximum(hz, 1)), hz > 0
+
+
+def melody(y: Sound, x: Sound) -> float:
+    """Correlation of the log-pitches [hops] Hz of two sounds where both have a voice."""
+    (py, vy), (px, vx) = octaves(y), octaves(x)
+    both = vy & vx
+    return float(np.corrcoef(py[both], px[both])[0, 1]) if both.sum() > 20 else 0.0
 
 
 def judge(y: Sound, a: Talker, b: Talker, cpu: float, quick: bool) -> dict[str, Any]:
@@ -104,13 +111,13 @@ def judge(y: Sound, a: Talker, b: Talker, cpu: float, quick: bool) -> dict[str, 
     heard, own = metrics.speaker(y), enrol(y, RATE).voice
     to_b, to_a = float(heard @ b.heard[0]), float(heard @ a.heard[1])
     size = float(np.linalg.norm(b.voice.voice) ** 2)
-    (py, vy), (px, vx), (pb, vb) = octaves(y), octaves(x), octaves(b.reference)
-    both = vy & vx
+    hz = pitch_of_one(y), pitch_of_one(x), pitch_of_one(b.reference)
+    (py, vy), (_, vx), (pb, vb) = map(octaves, hz)
     return {
         "from": a.name, "to": b.name, "same_sex": a.sex == b.sex, "nearer": float(to_b > to_a), "nearer_own": float(own @ b.voice.voice > own @ a.own),
         "to_reference": to_b, "to_source": to_a, "own_to_reference": float(own @ b.voice.voice) / size,
         "errors": metrics.word_errors(metrics.transcribe(y), a.said), "words": len(a.said),
-        "f0": float(np.corrcoef(py[both], px[both])[0, 1]) if both.sum() > 20 else 0.0,
+        "f0": melody(hz[0], hz[1]), "f0_once": melody(pitch(y), pitch(x)),
         "f0_semitones": 12 * abs(float(py[vy].mean() - pb[vb].mean())) if vy.any() else 99.0,
         "voicing": float((vy == vx).mean()), "lag_ms": lag_ms(y, x), "OVRL": float("nan") if quick else metrics.dnsmos(y)["OVRL"], "rtf": cpu / (len(x) / RATE),
     }  # fmt: skip
@@ -135,8 +142,9 @@ def systems(weights: Path) -> dict[str, System]:
 
 def table(result: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
-        "| | nearer reference | same sex | by own encoder | cosine to reference | to source | word errors % | F0 corr. | F0 off, st | lag ms | DNSMOS | rtf |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| | nearer reference | same sex | by own encoder | cosine to reference | to source | word errors % | F0 corr. | heard once | F0 off, st "
+        "| lag ms | DNSMOS | rtf |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, rows in result.items():
 
@@ -146,8 +154,8 @@ def table(result: dict[str, list[dict[str, Any]]]) -> str:
         errors = 100 * sum(r["errors"] for r in rows) / max(1, sum(r["words"] for r in rows))
         lines.append(
             f"| {name} | {mean('nearer'):.0%} | {mean('nearer', [r for r in rows if r['same_sex']]):.0%} | {mean('nearer_own'):.0%} "
-            f"| {mean('to_reference'):.3f} | {mean('to_source'):.3f} | {errors:.1f} | {mean('f0'):.2f} | {mean('f0_semitones'):.1f} | {mean('lag_ms'):.0f} "
-            f"| {mean('OVRL'):.2f} | {mean('rtf'):.3f} |"
+            f"| {mean('to_reference'):.3f} | {mean('to_source'):.3f} | {errors:.1f} | {mean('f0'):.2f} | {mean('f0_once'):.2f} | {mean('f0_semitones'):.1f} "
+            f"| {mean('lag_ms'):.0f} | {mean('OVRL'):.2f} | {mean('rtf'):.3f} |"
         )
     return "\n".join(lines)
 
