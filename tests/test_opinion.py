@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from tools import opinion
+from tools import opinion, rate
 from tools.losses import EnhanceLoss
 from tools.opinion import _P808, _P835, Listeners, disliked
 from tools.recipe import load
@@ -129,6 +131,24 @@ def test_recogniser_and_listeners_take_turns(listeners: Listeners, sounds: torch
     asked = [loss(y, sounds, sounds)[1] for _ in range(20)]
     assert all(("misheard" in parts) != ("disliked" in parts) for parts in asked)
     assert 2 < sum("misheard" in parts for parts in asked) < 18
+
+
+def test_every_clip_of_speech_is_rated(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(opinion, "mos_folder", lambda: folder)
+    pcm = (8000 * np.random.default_rng(5).standard_normal(200_000)).clip(-32768, 32767).astype(np.int16)
+    np.save(tmp_path / "pcm.npy", pcm)
+    spans = [("speech", 0, 30_000), ("noise", 30_000, 20_000), ("speech", 50_000, 120_000), ("speech", 170_000, 300)]
+    items = [{"kind": kind, "start": start, "samples": samples} for kind, start, samples in spans]
+    (tmp_path / "index.json").write_text(json.dumps({"rate": 16000, "items": items}))
+    monkeypatch.setattr(sys, "argv", ["rate", str(tmp_path)])
+    assert rate.main() == 0
+    ratings = json.loads((tmp_path / "ratings.json").read_text())
+    assert set(ratings) == {"0", "50000"}  # too short a clip is not rated, noise neither
+    x = torch.from_numpy(pcm[86_000:134_000].astype(np.float32))[None]  # three seconds from the middle, at one loudness
+    assert ratings["50000"] == pytest.approx(float(Listeners().three(x * 0.05 / x.square().mean().sqrt())[0, 2]), abs=0.03)
+    (tmp_path / "index.json").write_text(json.dumps({"rate": 48000, "items": items}))
+    assert rate.main() == 2
+    assert "packed at 48000 Hz" in capsys.readouterr().err
 
 
 def test_recipe_takes_it() -> None:

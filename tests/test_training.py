@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from tools import degrade, sounds
 from tools.losses import EnhanceLoss, Loudness
-from tools.mixer import Mixer
+from tools.mixer import RATINGS, Mixer
 from tools.prepare import main as prepare_main
 from tools.prepare import prepare
 from tools.recipe import load
@@ -91,6 +92,31 @@ def test_batches_are_pure_and_sane(cache: Path) -> None:
     again = b.batch(7)
     assert np.array_equal(again[0], seen[7][0]) and np.array_equal(again[1], seen[7][1])
     assert not np.array_equal(seen[0][0], seen[1][0])
+
+
+def test_targets_are_of_what_is_rated_well(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(cache, tmp_path / "rated")
+    index = json.loads((cache / "index.json").read_text())
+    speech = [i for i in index["items"] if i["kind"] == "speech"]
+    best = speech[4]
+    ratings = {str(i["start"]): 3.1 if i is best else 1.5 for i in speech[1:]}  # the first is not rated at all
+    (tmp_path / "rated" / RATINGS).write_text(json.dumps(ratings))
+    mixer = Mixer(tmp_path / "rated", 1, 2, 1.0)
+    assert mixer.good == [[[(best["start"], best["samples"])]]]
+    assert mixer.describe()["good speech"] == pytest.approx(best["samples"] / mixer.rate / 3600, abs=0.01)
+    read: list[int] = []
+    monkeypatch.setattr(mixer, "_clip", lambda start, n: read.append(start) or Mixer._clip(mixer, start, n))
+    drawn = {}
+    for good in (True, False):
+        read.clear()
+        for i in range(20):
+            mixer.speech(np.random.default_rng(i), good=good)
+        drawn[good] = {next(k for k, s in enumerate(speech) if 0 <= start - s["start"] < s["samples"]) for start in read}
+    assert drawn == {True: {4}, False: set(range(6))}
+    assert len(Mixer(cache, 1, 2, 1.0).good) == len(mixer.groups) and "good speech" not in Mixer(cache, 1, 2, 1.0).describe()
+    (tmp_path / "rated" / RATINGS).write_text("{}")
+    with pytest.raises(ValueError, match="no speech is rated"):
+        Mixer(tmp_path / "rated", 1, 2, 1.0)
 
 
 def test_mixture_and_target_are_aligned(cache: Path) -> None:

@@ -19,6 +19,9 @@ Example = tuple[np.ndarray, ...]  # mixture, target or targets, what is known of
 NOISE_KINDS = ("noise", "made", "music", "babble", "noise+made", "noise+noise", "babble+noise")
 NOISE_CHANCE = (0.44, 0.22, 0.08, 0.08, 0.09, 0.06, 0.03)
 MIN_SPEECH_SNR_DB = 20.0  # a target that is itself noisy teaches the wrong thing
+MIN_RATING = 2.8  # so does one that sounds bad: OVRL of tools.rate; no clip is left out where nothing was rated
+RATINGS = "ratings.json"
+Groups = list[list[list[tuple[int, int]]]]  # of people of clips: (start, samples)
 
 
 class Mixer:
@@ -40,19 +43,26 @@ class Mixer:
         if not speech:
             raise ValueError(f"{cache}: no usable speech; pack some with: python -m tools.prepare speech=FOLDER …")
         self.pools = pools
-        self.groups = [list(speakers.values()) for speakers in speech.values()]
-        # a group's share grows with its hours and with its speakers, slower than either
-        weight = [(sum(n for s in g for _, n in s) ** 0.5) * len(g) ** 0.25 for g in self.groups]
-        self.group_chance = np.array(weight) / sum(weight)
+        self.groups: Groups = [list(speakers.values()) for speakers in speech.values()]
+        self.group_chance = _chance(self.groups)
+        self.good, self.good_chance = self.groups, self.group_chance
+        if (cache / RATINGS).exists():
+            rated = json.loads((cache / RATINGS).read_text())
+            kept = [[[clip for clip in person if rated.get(str(clip[0]), 0.0) >= MIN_RATING] for person in group] for group in self.groups]
+            self.good = [people for group in kept if (people := [person for person in group if person])]
+            if not self.good:
+                raise ValueError(f"{cache}: no speech is rated {MIN_RATING} or better; pack better recordings, or remove {RATINGS}")
+            self.good_chance = _chance(self.good)
 
     def _clip(self, start: int, n: int) -> np.ndarray:
         return self.pcm[start : start + n].astype(np.float32) / 32768
 
-    def speech(self, rng: Rng) -> np.ndarray:
-        """One talker, sentences joined with natural gaps."""
+    def speech(self, rng: Rng, good: bool = False) -> np.ndarray:
+        """One talker, sentences joined with natural gaps. good: of recordings that are rated well, as far as there are ratings."""
+        groups, chance = (self.good, self.good_chance) if good else (self.groups, self.group_chance)
         x = np.zeros(self.n, np.float32)
         for _ in range(5):
-            group = self.groups[rng.choice(len(self.groups), p=self.group_chance)]
+            group = groups[rng.choice(len(groups), p=chance)]
             clips = group[rng.integers(len(group))]
             at = 0 if rng.random() < 0.8 else int(rng.integers(self.n // 3))
             x[:] = 0
@@ -101,7 +111,7 @@ class Mixer:
 
     def pair(self, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
         """(mixture, target): [samples] float32 each, time-aligned."""
-        x = degrade.equalise(rng, self.speech(rng), self.rate, 4)
+        x = degrade.equalise(rng, self.speech(rng, good=True), self.rate, 4)
         wet, target = x, x
         if rng.random() < 0.4:
             h = self.room(rng)
@@ -145,8 +155,16 @@ class Mixer:
 
     def describe(self) -> dict[str, Any]:
         seconds = {k: sum(n for _, n in v) / self.rate for k, v in self.pools.items()}
-        seconds["speech"] = sum(n for g in self.groups for s in g for _, n in s) / self.rate
+        for name, groups in ({"speech": self.groups} | ({} if self.good is self.groups else {"good speech": self.good})).items():
+            seconds[name] = sum(n for g in groups for s in g for _, n in s) / self.rate
         return {k: round(v / 3600, 2) for k, v in seconds.items()} | {"speakers": sum(len(g) for g in self.groups)}
+
+
+def _chance(groups: Groups) -> np.ndarray:
+    """A group's share grows with its hours and with its speakers, slower than either."""
+    weight = np.array([(sum(n for s in g for _, n in s) ** 0.5) * len(g) ** 0.25 for g in groups])
+    chance: np.ndarray = weight / weight.sum()
+    return chance
 
 
 def recording_gain(rng: Rng, mix: np.ndarray) -> np.float32:
