@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 # restore: a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG).
-# extract, query: what stays of the other talkers would be words, and of other sounds what nobody asked for
-USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 40.0, "query": 40.0, "separate": 40.0}
+# extract, query: what stays of the other talkers would be words, and of other sounds what nobody asked for; a gate that closes closes on silence
+USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 60.0, "query": 40.0, "separate": 40.0}
 QUERY_GAIN_DB = (-100, 24)  # the lowest takes the sound out
 
 

@@ -19,7 +19,7 @@ Example = tuple[np.ndarray, ...]  # mixture, target or targets, what is known of
 NOISE_KINDS = ("noise", "made", "music", "babble", "noise+made", "noise+noise", "babble+noise")
 NOISE_CHANCE = (0.44, 0.22, 0.08, 0.08, 0.09, 0.06, 0.03)
 MIN_SPEECH_SNR_DB = 20.0  # a target that is itself noisy teaches the wrong thing
-MIN_RATING = 2.8  # so does one that sounds bad: OVRL of tools.rate; no clip is left out where nothing was rated
+MIN_RATING = 2.9  # so does one that sounds bad: OVRL of tools.rate; no clip is left out where nothing was rated
 RATINGS = "ratings.json"
 Groups = list[list[list[tuple[int, int]]]]  # of people of clips: (start, samples)
 

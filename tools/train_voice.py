@@ -1,7 +1,7 @@
 """Train the voice encoder alone: two recordings of one talker meet, those of others part.
 
     python -m tools.train_voice runs/voice --recipe tools/recipes/tasks-cpu.toml --minutes 15
-    python -m tools.train_voice runs/more --recipe tools/recipes/tasks-cpu.toml --init engines/weights/tasks --minutes 40
+    python -m tools.train_voice runs/more --recipe tools/recipes/voice-cpu.toml --init engines/weights/tasks --minutes 40
     python -m tools.train runs/tasks --recipe tools/recipes/tasks-cpu.toml --init runs/restore/last.pt --voice runs/voice/last.pt --minutes 120
 
 Contrastive (InfoNCE, both ways; van den Oord et al. 2018) over `people` talkers a step, each recorded twice: other words, other microphone, room and noise.

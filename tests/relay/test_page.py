@@ -436,7 +436,7 @@ def test_a_talker_is_recorded_kept_and_forgotten_from_the_keyboard(page: Any, kn
     assert loud > 20, "the meter did not move"
     expect_text(page, "#voice-text", "Only the talker recorded", 30_000)
     expect_text(page, "#state", "Ready")
-    assert page.get_attribute("#extract", "aria-checked") == "true" and page.inner_text("#strength-text") == "40 dB"
+    assert page.get_attribute("#extract", "aria-checked") == "true" and page.inner_text("#strength-text") == "60 dB"
     assert page.evaluate("document.activeElement.id") == "extract"
     kept = page.evaluate(KEPT)
     talker = Voiceprint.from_bytes(base64.b64decode(kept["voice"]), voice_engine.weights)
@@ -444,7 +444,7 @@ def test_a_talker_is_recorded_kept_and_forgotten_from_the_keyboard(page: Any, kn
     page.focus("#go")
     page.keyboard.press("Enter")
     session = session_of(page, knowing, "extract")
-    assert np.array_equal(session._asked["gain"], talker.parts["gain"]) and session.strength_db == 40
+    assert np.array_equal(session._asked["gain"], talker.parts["gain"]) and session.strength_db == 60
     assert page.is_disabled("#enroll")
     page.focus("#extract")
     page.keyboard.press("Space")
