@@ -124,6 +124,17 @@ def test_the_loss_weighs_it(listeners: Listeners, sounds: torch.Tensor) -> None:
     assert parts["disliked"] > 0 and (total - without).item() == pytest.approx(0.3 * parts["disliked"], rel=0.02)
 
 
+def test_where_nobody_speaks_nobody_is_asked(listeners: Listeners, sounds: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    y, clean = sounds + 0.05 * torch.randn_like(sounds), sounds * torch.tensor([[0.0], [1.0]])  # the first of the batch says nothing
+    loss, asked, three = EnhanceLoss(0.5, 0.0, opinion=0.3), [], Listeners.three
+    assert loss.listeners is not None
+    monkeypatch.setattr(Listeners, "three", lambda self, x: asked.append(x) or three(self, x))
+    assert loss(y, clean, y)[1]["disliked"] > 0
+    assert [len(x) for x in asked] == [1, 1] and asked[0].square().mean() > 1e-4  # clean and restored, of the one who speaks
+    asked.clear()
+    assert "disliked" not in loss(y, 0 * clean, y)[1] and not asked
+
+
 def test_recogniser_and_listeners_take_turns(listeners: Listeners, sounds: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tools.losses.Hearing", lambda: lambda x: x[:, : x.shape[1] // 320 * 320].unflatten(1, (-1, 320))[:, :, :16] * 30)
     loss = EnhanceLoss(0.5, 0.0, words=0.5, opinion=0.3)

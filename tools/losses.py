@@ -156,8 +156,9 @@ class EnhanceLoss(nn.Module):
                     total, parts["missaid"] = total + self.said * lost, lost.item()
         if self.listeners is not None and not (self.hearing is not None and recognise):
             # rated as it will be heard: with some of the mixture left in
-            share = STRONG * (FAINT / STRONG) ** torch.rand(len(y), 1, device=y.device)
-            with bf16(y.device.type):
-                lost = (disliked(self.listeners, y + share * (mix * gain - y), target) * speaks).sum() / speaks.sum().clamp_min(1)
-            total, parts["disliked"] = total + self.opinion * lost, lost.item()
+            heard = y + STRONG * (FAINT / STRONG) ** torch.rand(len(y), 1, device=y.device) * (mix * gain - y)
+            if speaks.any():
+                with bf16(y.device.type):
+                    lost = disliked(self.listeners, heard[speaks], target[speaks]).mean()
+                total, parts["disliked"] = total + self.opinion * lost, lost.item()
         return total, parts

@@ -94,7 +94,7 @@ def main() -> int:
     torch.set_num_threads(1)
     try:
         cosine = run(a.voice, a.init, a.cache, a.out, a.batches)
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         print(f"map_voices: {e}", file=sys.stderr)
         return 2
     print(f"voices are {np.round(cosine, 3)} like the old ones (cosine, recordings held out); {a.out / 'last.pt'}")

@@ -51,7 +51,7 @@ def main() -> int:
     torch.set_num_threads(1)
     try:
         (a.cache / RATINGS).write_text(json.dumps(rate(a.cache)) + "\n")
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         print(f"rate: {e}", file=sys.stderr)
         return 2
     return 0

@@ -149,7 +149,7 @@ def command(
             shutil.copy(a.recipe, own)
         torch.set_num_threads(a.threads)
         start(a, recipe)
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         print(f"{name}: {e}", file=sys.stderr)
         return 2
     return 0

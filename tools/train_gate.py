@@ -206,7 +206,7 @@ def main() -> int:
     a = p.parse_args()
     try:
         run(a)
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         print(f"train_gate: {e}", file=sys.stderr)
         return 2
     return 0

@@ -99,7 +99,7 @@ def main() -> int:
     torch.set_num_threads(a.threads)
     try:
         train(a.run, a.core, a.cache, a.minutes, a.steps)
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, OSError) as e:
         print(f"train_high: {e}", file=sys.stderr)
         return 2
     return 0

@@ -103,8 +103,11 @@ class Run(TimedRun):
             voice = load_weights(init).core.voice
             if voice is None:
                 raise ValueError(f"{init}: weights that know no voices")
-            for model in (self.model, self.ema):
-                model.encoder.load_state_dict(voice.state_dict())
+            try:
+                for model in (self.model, self.ema):
+                    model.encoder.load_state_dict(voice.state_dict())
+            except RuntimeError:
+                raise ValueError(f"{init}: its encoder of voices has other sizes than the recipe's [model]") from None
             print(f"warm start from {init}")
 
     def train(self, minutes: float, steps: int | None) -> None:
