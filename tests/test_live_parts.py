@@ -273,7 +273,7 @@ def test_a_key_changes_the_task_where_a_talker_is_enrolled() -> None:
         screen.take({"status": STATUS | {"task": task}})
         screen.key("t")
     assert live.changes == [{"task": "extract"}, {"task": "restore"}]
-    assert "extract" in shown(screen) and "at most 40 dB" in shown(screen)
+    assert "extract" in shown(screen) and "at most 60 dB" in shown(screen)
 
 
 def test_a_query_is_typed_and_shown() -> None:

@@ -16,10 +16,9 @@ from voicewire.engines.export import load_weights
 from voicewire.engines.net.spectrum import stft
 
 
-def run(monkeypatch: pytest.MonkeyPatch, voice: Path, weights: Path, cache: Path, out: Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["map_voices", str(voice), "--init", str(weights), "--cache", str(cache), "--out", str(out), "--batches", "12"])
-    # the small cache holds three talkers
-    monkeypatch.setattr(map_voices.mapped, "__defaults__", (2,))
+def run(monkeypatch: pytest.MonkeyPatch, voice: Path, weights: Path, cache: Path, out: Path, people: int = 2) -> int:
+    argv = ["map_voices", voice, "--init", weights, "--cache", cache, "--out", out, "--batches", 12, "--people", people]
+    monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
     return map_voices.main()
 
 
@@ -50,6 +49,16 @@ def test_encoders_of_other_sizes_are_refused(
     torch.save({"ema": {"encoder.out.weight": torch.zeros(3, 3)}}, tmp_path / "voice.pt")
     assert run(monkeypatch, tmp_path / "voice.pt", voice_weights, talkers_cache, tmp_path / "mapped") == 2
     assert "no encoder of the sizes" in capsys.readouterr().err
+
+
+def test_more_people_than_there_are(
+    voice_weights: Path, talkers_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_weights(voice_weights).core
+    assert model.voice is not None
+    torch.save({"ema": {f"encoder.{k}": v for k, v in model.voice.state_dict().items()}}, tmp_path / "voice.pt")
+    assert run(monkeypatch, tmp_path / "voice.pt", voice_weights, talkers_cache, tmp_path / "mapped", people=4) == 2
+    assert "the cache holds 3 people, not 4" in capsys.readouterr().err
 
 
 def test_an_encoder_is_trained_on_from_released_weights(voice_weights: Path, talkers_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

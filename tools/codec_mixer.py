@@ -34,7 +34,8 @@ class CodecMixer(Mixer):
         self._heard: list[tuple[np.ndarray, np.ndarray]] = []
         self._scene: set[str] = set()
 
-    def speech(self, rng: Rng) -> np.ndarray:
+    def speech(self, rng: Rng, good: bool = False) -> np.ndarray:
+        """As `Mixer.speech`, but of all recordings: the codec has to say what is rated badly, too."""
         frames = self.n // FRAME
         x, features, known = np.zeros(self.n, np.float32), np.zeros((frames, DIM), np.float16), np.zeros(frames, bool)
         if self.taught_chance.sum() > 0 and rng.random() < self.taught_share:

@@ -45,7 +45,7 @@ def _statistics(encoder: VoiceEncoder, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mapped(old: VoiceEncoder, new: VoiceEncoder, talkers: Talkers, batches: int, people: int = 24) -> tuple[VoiceEncoder, float]:
+def mapped(old: VoiceEncoder, new: VoiceEncoder, talkers: Talkers, batches: int, people: int) -> tuple[VoiceEncoder, float]:
     """→ the new encoder with a fitted last layer, and the cosine of its voices to the old encoder's on recordings that were held out."""
     known, wanted = [], []
     for i in tqdm(range(batches), unit="batch", disable=None):
@@ -65,7 +65,7 @@ def mapped(old: VoiceEncoder, new: VoiceEncoder, talkers: Talkers, batches: int,
     return made, cosine
 
 
-def run(voice: Path, init: Path, cache: Path, out: Path, batches: int) -> float:
+def run(voice: Path, init: Path, cache: Path, out: Path, batches: int, people: int) -> float:
     """ValueError where encoder and model do not go together."""
     meta = json.loads((init / "model.json").read_text())
     model = load_weights(init).core
@@ -76,7 +76,7 @@ def run(voice: Path, init: Path, cache: Path, out: Path, batches: int) -> float:
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in new.state_dict().items()}:
         raise ValueError(f"{voice} is no encoder of the sizes of that in {init}")
     new.load_state_dict(saved)
-    made, cosine = mapped(model.voice.eval(), new.eval(), Talkers(cache, 123, 3, 3.0), batches)
+    made, cosine = mapped(model.voice.eval(), new.eval(), Talkers(cache, 123, 3, 3.0), batches, people)
     weights = model.state_dict() | {f"voice.{k}": v for k, v in made.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
     torch.save({"config": meta["config"], "step": meta["steps"], "minutes": 0.0, "hours": meta["audio_hours"], "ema": weights}, out / "last.pt")
@@ -89,11 +89,12 @@ def main() -> int:
     p.add_argument("--init", type=Path, required=True, help="weights folder of the model")
     p.add_argument("--cache", type=Path, required=True, help="of tools.prepare")
     p.add_argument("--out", type=Path, required=True, help="folder for the checkpoint of the model with the new encoder")
-    p.add_argument("--batches", type=int, default=130, help="of 24 talkers, twice recorded")
+    p.add_argument("--batches", type=int, default=130, help="of talkers, each recorded twice")
+    p.add_argument("--people", type=int, default=24, help="talkers a batch")
     a = p.parse_args()
     torch.set_num_threads(1)
     try:
-        cosine = run(a.voice, a.init, a.cache, a.out, a.batches)
+        cosine = run(a.voice, a.init, a.cache, a.out, a.batches, a.people)
     except (ValueError, OSError) as e:
         print(f"map_voices: {e}", file=sys.stderr)
         return 2

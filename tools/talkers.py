@@ -195,6 +195,8 @@ class Talkers(Mixer):
 
     def likeness_batch(self, i: int, people: int) -> tuple[np.ndarray, np.ndarray]:
         """[2, people, enrol_samples]: two recordings each of `people` different talkers, and the same before microphone, room and noise."""
+        if people > (there := sum(len(group) for group in self.people)):
+            raise ValueError(f"the cache holds {there} people, not {people}; take fewer at a time (people), or pack more with tools.prepare")
         rng = np.random.default_rng([self.seed, i, 2])
         chosen: dict[tuple[int, int], np.ndarray] = {}
         clean = []

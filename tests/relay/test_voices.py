@@ -137,7 +137,7 @@ def test_another_talker_without_a_click_and_clear_keeps_them(relay: Running, voi
     ws = relay.start(live=False, **asks(voices[0]))
     for block in blocks(x[:8000]):
         ws.send(block)
-    say(ws, event="set", voice=asks(voices[1])["voice"], strength_db=40)  # the task need not be said again
+    say(ws, event="set", voice=asks(voices[1])["voice"], strength_db=60)  # the task need not be said again
     say(ws, event="set", task="extract", voice=None)  # nor the voice
     say(ws, event="set", voice=None, bypass=False)
     y = bytearray()
