@@ -33,6 +33,22 @@ def test_what_is_asked_for_must_be_there(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "none.pt")
 
 
+def test_ctrl_c_in_training_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    Path("r.toml").write_text("")
+    monkeypatch.setattr(sys, "argv", ["train", "run", "--recipe", "r.toml"])
+    monkeypatch.setattr(train.Run, "train", stop)
+    assert train.main() == 130
+    assert capsys.readouterr().err.strip() == "train: stopped; nothing was saved yet"
+    Path("run/last.pt").write_bytes(b"")
+    monkeypatch.setattr(train, "Run", stop)
+    assert train.main() == 130
+    assert capsys.readouterr().err.strip() == "train: stopped; the same command goes on from run/last.pt"
+
+
 @pytest.mark.parametrize(
     ("tool", "args"),
     [

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tools import opinion, rate
 from tools.losses import EnhanceLoss
+from tools.metrics import MOS_FITTED
 from tools.opinion import _P808, _P835, Listeners, disliked
 from tools.recipe import load
 from tools.words import mel_bank
@@ -86,7 +87,7 @@ def test_networks_say_what_onnxruntime_says(folder: Path, listeners: Listeners, 
     run = lambda name, x: ort.InferenceSession(folder / name, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]  # noqa: E731
     blocks = sounds.unfold(1, 320, 160).transpose(1, 2).numpy()
     raw = run("sig_bak_ovr.onnx", blocks)
-    fitted = np.stack([np.polyval(c, raw[:, i]) for i, c in enumerate(opinion._FITTED)], 1)
+    fitted = np.stack([np.polyval(c, raw[:, i]) for i, c in enumerate(MOS_FITTED)], 1)
     np.testing.assert_allclose(listeners.three(sounds).numpy(), fitted, rtol=1e-4, atol=1e-4)
     spec = torch.stft(sounds, 321, 160, window=torch.hann_window(321), pad_mode="constant", return_complex=True).abs().square()
     mel = (mel_bank(120, 321) @ spec).transpose(1, 2).numpy()

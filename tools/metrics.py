@@ -41,6 +41,10 @@ def stoi(y: np.ndarray, clean: np.ndarray) -> float:
     return float(compute(clean, y, RATE))
 
 
+# of P.835, ratings as people gave them from what the network says (speechmos): SIG, BAK, OVRL
+MOS_FITTED = ((-0.08397278, 1.22083953, 0.0052439), (-0.13166888, 1.60915514, -0.39604546), (-0.06766283, 1.11546468, 0.04602535))
+
+
 def mos_folder() -> Path:
     """The ONNX files of DNSMOS in the speechmos package."""
     return _folder("speechmos") / "dnsmos_models"
@@ -72,12 +76,7 @@ def dnsmos(y: np.ndarray) -> dict[str, float]:
         mel = librosa.feature.melspectrogram(y=seg[:-160], sr=RATE, n_fft=321, hop_length=160, n_mels=120)
         mel = ((librosa.power_to_db(mel, ref=np.max) + 40) / 40).T.astype(np.float32)
         p808 = _session("model_v8.onnx").run(None, {"input_1": mel[None]})[0][0][0]
-        rows.append(
-            [
-                np.polyval([-0.08397278, 1.22083953, 0.0052439], sig), np.polyval([-0.13166888, 1.60915514, -0.39604546], bak),
-                np.polyval([-0.06766283, 1.11546468, 0.04602535], ovrl), p808,
-            ]
-        )  # fmt: skip
+        rows.append([*(np.polyval(c, raw) for c, raw in zip(MOS_FITTED, (sig, bak, ovrl), strict=True)), p808])
     return dict(zip(("SIG", "BAK", "OVRL", "P808"), np.mean(rows, 0).tolist(), strict=True))
 
 

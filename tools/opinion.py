@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, max_pool2d
 
-from .metrics import mos_folder
+from .metrics import MOS_FITTED, mos_folder
 from .words import mel_bank
 
 HOP = 160
 _P835 = (False, False, False, True, True, True, False)  # pooled after this layer?
 _P808 = (True, True, False, True, False)
-# ratings as people gave them, from what the network says (speechmos): SIG, BAK, OVRL
-_FITTED = ((-0.08397278, 1.22083953, 0.0052439), (-0.13166888, 1.60915514, -0.39604546), (-0.06766283, 1.11546468, 0.04602535))
 
 
 class _Network(nn.Module):
@@ -74,7 +72,7 @@ class Listeners(nn.Module):
         self.p808 = _Network(mos_folder() / "model_v8.onnx", _P808)
         self.register_buffer("bank", mel_bank(120, 321), persistent=False)
         self.register_buffer("window", torch.hann_window(321), persistent=False)
-        self.register_buffer("fitted", torch.tensor(_FITTED).T, persistent=False)
+        self.register_buffer("fitted", torch.tensor(MOS_FITTED).T, persistent=False)
 
     def quality(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

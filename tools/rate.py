@@ -54,6 +54,9 @@ def main() -> int:
     except (ValueError, OSError) as e:
         print(f"rate: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("rate: stopped; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -152,4 +152,9 @@ def command(
     except (ValueError, OSError) as e:
         print(f"{name}: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            f"{name}: stopped; {f'the same command goes on from {last}' if (last := a.run / 'last.pt').exists() else 'nothing was saved yet'}", file=sys.stderr
+        )
+        return 130
     return 0
