@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .checkpoint import read_checkpoint
+from .checkpoint import fill, read_checkpoint
 from .codec_config import CodecConfig
 from .codec_engine import CODEC_WEIGHTS
 from .config import CORE_BINS, HOPS_PER_FRAME
@@ -30,13 +30,13 @@ LEARNING = ("count", "total", "steps")  # of a codebook: needed only to go on tr
 def load_codec(folder: Path) -> Codec:
     """The codec in PyTorch from `codec.safetensors` + `codec.json`."""
     codec = Codec(CodecConfig.from_dict(json.loads((folder / "codec.json").read_text())["config"]))
-    _fill(codec, load_file(folder / "codec.safetensors"))
+    fill(codec, _whole(codec, load_file(folder / "codec.safetensors")), folder)
     return codec.eval()
 
 
-def _fill(codec: Codec, weights: State) -> None:
-    """Values as they are used: fp32 made from what is stored in halves."""
-    codec.load_state_dict({k: weights[k].float() if k in weights and v.is_floating_point() else weights.get(k, v) for k, v in codec.state_dict().items()})
+def _whole(codec: Codec, weights: State) -> State:
+    """Values as they are used: fp32 made from what is stored in halves, the rest as it is in `codec`."""
+    return {k: weights[k].float() if k in weights and v.is_floating_point() else weights.get(k, v) for k, v in codec.state_dict().items()}
 
 
 class EncodeGraph(nn.Module):
@@ -70,7 +70,7 @@ def export_codec(saved: dict[str, Any], out: Path) -> Codec:
     out.mkdir(parents=True, exist_ok=True)
     codec = Codec(CodecConfig.from_dict(saved["config"])).eval()
     kept = halved({k: v for k, v in saved["ema"].items() if k.rsplit(".", 1)[-1] not in LEARNING})
-    _fill(codec, kept)
+    codec.load_state_dict(_whole(codec, kept))
     save_file({k: v.contiguous() for k, v in kept.items()}, out / "codec.safetensors")
     x = 0.02 * torch.randn(2, HOPS_PER_FRAME, CORE_BINS, 2)
     tokens = torch.randint(0, codec.cfg.codes, (2, codec.cfg.streams))

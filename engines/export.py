@@ -23,7 +23,7 @@ from onnx import helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .checkpoint import read_checkpoint
+from .checkpoint import fill, read_checkpoint
 from .config import CORE_BINS, HOPS_PER_FRAME, TASKS, ModelConfig
 from .net.causal import State
 from .net.fullband import BINS, FullBand
@@ -39,7 +39,7 @@ def load_weights(folder: Path) -> FullBand:
     """The model in PyTorch from `model.safetensors` + `model.json`."""
     meta = json.loads((folder / "model.json").read_text())
     model = FullBand(ModelConfig.from_dict(meta["config"]))
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()})
+    fill(model, {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder / "model.safetensors").items()}, folder)
     return model.eval()
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tools import train, train_codec, train_gate, train_high
 from voicewire.engines import codec_export, convert_export, export, heads_export
-from voicewire.engines.checkpoint import read_checkpoint
+from voicewire.engines.checkpoint import fill, read_checkpoint
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish\n", b"PK\x03\x04 and no more", b"\x80\x02."])
@@ -31,6 +31,14 @@ def test_what_is_asked_for_must_be_there(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "list.pt")
     with pytest.raises(FileNotFoundError):
         read_checkpoint(tmp_path / "none.pt")
+
+
+def test_weights_of_another_model_are_refused_in_a_line(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 3)
+    fill(layer, torch.nn.Linear(2, 3).state_dict(), tmp_path)
+    for other in (torch.nn.Linear(2, 4), torch.nn.Linear(2, 3, bias=False), torch.nn.Bilinear(2, 2, 3)):
+        with pytest.raises(ValueError, match=f"^{tmp_path} holds the weights of another model [^\n]*$"):
+            fill(layer, other.state_dict(), tmp_path)
 
 
 def test_ctrl_c_in_training_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,14 +8,14 @@ python -m voicewire.engines.export runs/mean.pt
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
 from voicewire.engines.checkpoint import read_checkpoint
-from voicewire.engines.engine import EngineError
 from voicewire.engines.export import load_weights
+
+from .ending import plainly
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -34,6 +34,7 @@ def average(a: Path, b: Path, out: Path, share: float = 0.5) -> None:
     torch.save({k: doc[k] for k in ("config", "step", "minutes", "hours")} | {"ema": mean}, out)
 
 
+@plainly
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("a", type=Path, metavar="A", help="weights folder or checkpoint")
@@ -41,13 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--share", type=float, default=0.5, help="of B; default: 0.5")
     p.add_argument("--out", type=Path, required=True)
     args = p.parse_args(argv)
-    try:
-        if not 0 <= args.share <= 1:
-            raise ValueError(f"--share is from 0 to 1, not {args.share:g}")
-        average(args.a, args.b, args.out, args.share)
-    except (ValueError, OSError, EngineError) as e:
-        print(f"average: {e}", file=sys.stderr)
-        return 2
+    if not 0 <= args.share <= 1:
+        raise ValueError(f"--share is from 0 to 1, not {args.share:g}")
+    average(args.a, args.b, args.out, args.share)
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from voicewire.engines.net.codec import Codec
 from voicewire.engines.net.spectrum import stft
 from voicewire.rt.codec_format import frames_of
 
+from .ending import plainly
 from .evaluate_codec import with_pauses
 from .mixer import MIN_SPEECH_SNR_DB
 from .teach import in_turn
@@ -97,6 +97,7 @@ def gather(cache: Path, weights: Path, hours: float) -> tuple[list[np.ndarray], 
     return tokens, semantic
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cache", type=Path)
@@ -105,14 +106,10 @@ def main() -> int:
     p.add_argument("--hours", type=float, default=2.75)
     a = p.parse_args()
     torch.set_num_threads(1)
-    try:
-        named = json.loads((a.weights / "codec.json").read_text())["weights"]
-        tokens, semantic = gather(a.cache, a.weights, a.hours)
-        if not tokens:
-            raise ValueError(f"{a.cache} has no clean speech")
-    except (OSError, ValueError) as e:
-        print(f"codec_spoken: {e}", file=sys.stderr)
-        return 2
+    named = json.loads((a.weights / "codec.json").read_text())["weights"]
+    tokens, semantic = gather(a.cache, a.weights, a.hours)
+    if not tokens:
+        raise ValueError(f"{a.cache} has no clean speech")
     a.out.mkdir(parents=True, exist_ok=True)
     sizes = np.array([len(t) for t in tokens])
     np.savez_compressed(a.out / "spoken.npz", weights=named, tokens=np.concatenate(tokens), semantic=np.concatenate(semantic), sizes=sizes)

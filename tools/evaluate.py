@@ -35,6 +35,7 @@ from voicewire.rt.demo import si_sdr_db
 from voicewire.rt.stream import Stream
 
 from . import metrics, peers
+from .ending import plainly
 
 RATE = metrics.RATE
 
@@ -211,6 +212,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("pairs", type=Path)
@@ -224,8 +226,7 @@ def main() -> int:
     a = p.parse_args()
     pairs = find_pairs(a.pairs) if (a.pairs / "noisy").is_dir() else []
     if not pairs:
-        print(f"evaluate: {a.pairs} needs folders noisy/ and clean/ with the same file names", file=sys.stderr)
-        return 2
+        raise ValueError(f"{a.pairs} needs folders noisy/ and clean/ with the same file names")
     others, missing = peers.available(a.peers_dir)
     for line in missing:
         print(line, file=sys.stderr)
@@ -235,8 +236,7 @@ def main() -> int:
         wanted = a.systems.split(",")
         unknown = sorted(set(wanted) - {s.name for s in systems})
         if unknown:
-            print(f"evaluate: no system {', '.join(unknown)} here; there are: {', '.join(s.name for s in systems)}", file=sys.stderr)
-            return 2
+            raise ValueError(f"no system {', '.join(unknown)} here; there are: {', '.join(s.name for s in systems)}")
         systems = [s for s in systems if s.name in wanted]
     result = evaluate(pairs, systems, Cache(a.cache))
     print(table(result))

@@ -22,6 +22,7 @@ from voicewire.rt import Stream, files
 from voicewire.rt.demo import si_sdr_db
 
 from . import metrics, peers, sounds
+from .ending import plainly
 
 RATE = 48000
 
@@ -59,7 +60,8 @@ def high_band_lsd_db(y: np.ndarray, clean: np.ndarray) -> float:
     return float(np.sqrt((d**2).mean(1)).mean())
 
 
-def main() -> None:
+@plainly
+def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("voices", type=Path)
     p.add_argument("printer", type=Path)
@@ -88,7 +90,8 @@ def main() -> None:
             rows.append([metrics.pesq_wb(y16, c16), metrics.stoi(y16, c16), si_sdr_db(y, clean), high_band_lsd_db(y, clean)])
         m = np.mean(rows, 0)
         print(f"| {name} | {m[0]:.2f} | {m[1]:.3f} | {m[2]:.1f} | {m[3]:.1f} |")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -26,11 +26,11 @@ from tqdm import tqdm
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
 from voicewire.engines.codec_variable import VariableRate
-from voicewire.engines.engine import EngineError
 from voicewire.rt import codec
 from voicewire.rt.codec_format import PACKET_FRAMES, End, Header, Packet, pack_end, pack_packet
 
 from . import metrics, sounds
+from .ending import plainly
 from .evaluate import load
 from .prepare import AUDIO
 
@@ -233,6 +233,7 @@ def table(result: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("speech", type=Path)
@@ -244,32 +245,28 @@ def main() -> int:
     p.add_argument("--systems", help="only rows that contain one of these, comma-separated")
     p.add_argument("--json", type=Path, help="write the numbers here")
     a = p.parse_args()
-    try:
-        engine = CodecEngine(a.weights)
-        listed = list(find(a.speech))
-        if not listed:
-            raise ValueError(f"no audio in {a.speech}")
-        if a.limit:
-            listed = [listed[i] for i in np.unique(np.linspace(0, len(listed) - 1, a.limit).round().astype(int))]
-        clips = []
-        for path, text in tqdm(listed, desc="encode", disable=None):
-            x = with_pauses(load(path)) if a.pauses else load(path)
-            clips.append(Clip(path.name, x, words(text), encode(x, engine)[0]))
-            if not text and not a.quick:
-                clips[-1].said = metrics.transcribe(x)
-        rows = [s for s in systems(engine) if not a.systems or any(w in s.name for w in a.systems.split(","))]
-        with tqdm(total=len(rows) * len(clips), unit="clip", disable=None) as bar:
-            result = {s.name: judge(s, clips, a.quick, bar) for s in rows}
-        tokens = np.concatenate([c.tokens for c in clips])
-        use = [len(np.unique(t)) / engine.config.codes for t in tokens.T]
-        perplexity = []
-        for t in tokens.T:
-            share = np.bincount(t) / len(t)
-            perplexity.append(float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum())))
-        cosine = semantic_cosine(clips, engine, a.teacher, a.weights) if a.teacher else {}
-    except (ValueError, OSError, EngineError, ModuleNotFoundError) as e:
-        print(f"evaluate_codec: {e}", file=sys.stderr)
-        return 2
+    engine = CodecEngine(a.weights)
+    listed = list(find(a.speech))
+    if not listed:
+        raise ValueError(f"no audio in {a.speech}")
+    if a.limit:
+        listed = [listed[i] for i in np.unique(np.linspace(0, len(listed) - 1, a.limit).round().astype(int))]
+    clips = []
+    for path, text in tqdm(listed, desc="encode", disable=None):
+        x = with_pauses(load(path)) if a.pauses else load(path)
+        clips.append(Clip(path.name, x, words(text), encode(x, engine)[0]))
+        if not text and not a.quick:
+            clips[-1].said = metrics.transcribe(x)
+    rows = [s for s in systems(engine) if not a.systems or any(w in s.name for w in a.systems.split(","))]
+    with tqdm(total=len(rows) * len(clips), unit="clip", disable=None) as bar:
+        result = {s.name: judge(s, clips, a.quick, bar) for s in rows}
+    tokens = np.concatenate([c.tokens for c in clips])
+    use = [len(np.unique(t)) / engine.config.codes for t in tokens.T]
+    perplexity = []
+    for t in tokens.T:
+        share = np.bincount(t) / len(t)
+        perplexity.append(float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum())))
+    cosine = semantic_cosine(clips, engine, a.teacher, a.weights) if a.teacher else {}
     print(table(result))
     print(f"\n{len(clips)} clips, {len(tokens) / FRAMES_PER_SECOND:.0f} s; weights {engine.weights}")
     print("codes used, semantic and acoustic: " + ", ".join(f"{u:.0%} (perplexity {q:.0f})" for u, q in zip(use, perplexity, strict=True)))

@@ -10,7 +10,6 @@ tools.evaluate48, in dB, over frames in which the talker has energy there.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ import soundfile as sf
 import soxr
 
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
-from voicewire.engines.engine import EngineError
 from voicewire.rt import codec
 
+from .ending import plainly
 from .evaluate48 import RATE, high_band_lsd_db
 from .evaluate_codec import encode
 
@@ -56,17 +55,14 @@ def distances_db(x: np.ndarray, engine: CodecEngine) -> dict[str, float]:
     }
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path)
     p.add_argument("--weights", type=Path, default=CODEC_WEIGHTS)
     a = p.parse_args()
-    try:
-        engine = CodecEngine(a.weights)
-        rows = [distances_db(x, engine) for x in clips(a.folder)]
-    except (OSError, ValueError, EngineError) as e:
-        print(f"evaluate_codec48: {e}", file=sys.stderr)
-        return 2
+    engine = CodecEngine(a.weights)
+    rows = [distances_db(x, engine) for x in clips(a.folder)]
     print(f"| {len(rows)} clips; weights {engine.weights} | LSD 8-20 kHz, dB |\n|---|--:|")
     for name in rows[0]:
         print(f"| {name} | {np.mean([r[name] for r in rows]):.1f} |")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,13 +29,14 @@ import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
-from voicewire.engines.engine import EngineError, open_engine, weights_for
+from voicewire.engines.engine import open_engine, weights_for
 from voicewire.engines.voiceprint import Voiceprint, enrol
 from voicewire.rt import files
 from voicewire.rt.stream import Stream
 
 from . import metrics
 from .disguise import shift
+from .ending import plainly
 from .evaluate import load
 from .pitch import pitch, pitch_of_one
 
@@ -160,6 +160,7 @@ def table(result: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("speech", type=Path)
@@ -170,12 +171,8 @@ def main() -> int:
     p.add_argument("--json", type=Path, help="write every score here")
     p.add_argument("--sounds", type=Path, help="write what was converted into this folder")
     a = p.parse_args()
-    try:
-        made = {name: run for name, run in systems(a.weights).items() if not a.systems or name in a.systems.split(",")}
-        people = talkers(a.speech)
-    except (ValueError, EngineError, OSError, ModuleNotFoundError) as e:
-        print(f"evaluate_convert: {e}", file=sys.stderr)
-        return 2
+    made = {name: run for name, run in systems(a.weights).items() if not a.systems or name in a.systems.split(",")}
+    people = talkers(a.speech)
     pairs = [(s, t) for s in people for t in people if s is not t and len(s.source)]
     if a.pairs:
         pairs = [pairs[i] for i in np.random.default_rng(7).permutation(len(pairs))[: a.pairs]]

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from voicewire.engines.engine import EngineError, open_engine, weights_for
+from voicewire.engines.engine import open_engine, weights_for
 from voicewire.engines.voiceprint import enrol
 from voicewire.rt import files
 from voicewire.rt.demo import si_sdr_db
 from voicewire.rt.stream import Stream
 
 from . import metrics
+from .ending import plainly
 from .evaluate import load, mixtures
 
 RATE = metrics.RATE
@@ -106,26 +107,19 @@ def table(result: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("mixtures", type=Path)
     p.add_argument("--weights", type=Path, default=weights_for("extract"))
     p.add_argument("--json", type=Path, help="write every score here")
     a = p.parse_args()
+    clips = mixtures(a.mixtures, "mix", "target", "interferer", "enrol", "same_sex")
+    systems = [Extractor("unprocessed", lambda x, _: x), ours(a.weights)]
     try:
-        clips = mixtures(a.mixtures, "mix", "target", "interferer", "enrol", "same_sex")
-    except ValueError as e:
-        print(f"evaluate_extract: {e}", file=sys.stderr)
-        return 2
-    systems = [Extractor("unprocessed", lambda x, _: x)]
-    for make in (lambda: ours(a.weights), voicefilter_lite):
-        try:
-            systems.append(make())
-        except ImportError as e:
-            print(f"VoiceFilter-Lite left out: {e}; pip install 'voicewire[peers]'", file=sys.stderr)
-        except EngineError as e:
-            print(f"evaluate_extract: {e}", file=sys.stderr)
-            return 2
+        systems.append(voicefilter_lite())
+    except ImportError as e:
+        print(f"VoiceFilter-Lite left out: {e}; pip install 'voicewire[peers]'", file=sys.stderr)
     result: dict[str, list[dict[str, Any]]] = {s.name: [] for s in systems}
     with tqdm(total=len(clips) * len(systems), unit="clip", disable=None) as bar:
         for clip in clips:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from voicewire.rt.demo import si_sdr_db
 
 from . import metrics
 from .blends import BLENDS, Blend
+from .ending import plainly
 from .evaluate import Cache, find_pairs
 from .heads_clips import FIT_BATCHES, Clip, Heads, fitted
 from .hear import Ears
@@ -167,6 +167,7 @@ def token_table(rows: dict[str, list[float]], heads: list[str]) -> str:
     return "\n".join(lines + [f"| {name} | " + " | ".join(show(v, h) for v, h in zip(row, heads, strict=True)) + " |" for name, row in rows.items()])
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("pairs", type=Path)
@@ -184,30 +185,26 @@ def main() -> int:
     p.add_argument("--json", type=Path, help="write the numbers here")
     a = p.parse_args()
     torch.set_num_threads(1)
-    try:
-        pairs = (find_pairs(a.pairs) if (a.pairs / "noisy").is_dir() else [])[: a.limit]
-        if not pairs:
-            raise ValueError(f"{a.pairs} needs folders noisy/ and clean/ with the same file names")
-        ears = Ears(a.core, a.codec)
-        trained = [Heads.read(path, ears) for path in a.heads]
-        middle = trained[0].central()
-        blended, heads = middle if a.central else trained[0], [trained[0], middle, *trained[1:]]
-        blends = BLENDS | (fitted(a.fit, ears, blended) if a.fit else {})
-        cache, clips = Cache(a.cache), [Clip(pair, ears) for pair in tqdm(pairs, desc="hear", disable=None)]
-        found: dict[str, Any] = {}
-        with torch.no_grad():
-            found["tokens"] = token_rows(clips, heads)
-            found["ahead"] = {h.name: ahead_rows(clips, h) for h in trained if h.module.cfg.foresight_frames}
-        named = lambda row, parts: parts is None or any(part in row.name for part in parts.split(","))  # noqa: E731
-        sounds: dict[str, dict[str, float]] = {}
-        for row in sound_rows(heads, blended, blends, ears):
-            if named(row, a.rows):
-                words, mos = (not a.quick and named(row, parts) for parts in (a.words, a.mos))
-                sounds[row.name] = mean([scored(row, c, cache, words, mos) for c in tqdm(clips, desc=row.name, disable=None)])
-        found |= {"sounds": sounds, "step_ms": {h.name: h.step_ms() for h in trained}}
-    except (ValueError, OSError, KeyError, ModuleNotFoundError) as e:
-        print(f"evaluate_heads: {e}", file=sys.stderr)
-        return 2
+    pairs = (find_pairs(a.pairs) if (a.pairs / "noisy").is_dir() else [])[: a.limit]
+    if not pairs:
+        raise ValueError(f"{a.pairs} needs folders noisy/ and clean/ with the same file names")
+    ears = Ears(a.core, a.codec)
+    trained = [Heads.read(path, ears) for path in a.heads]
+    middle = trained[0].central()
+    blended, heads = middle if a.central else trained[0], [trained[0], middle, *trained[1:]]
+    blends = BLENDS | (fitted(a.fit, ears, blended) if a.fit else {})
+    cache, clips = Cache(a.cache), [Clip(pair, ears) for pair in tqdm(pairs, desc="hear", disable=None)]
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        found["tokens"] = token_rows(clips, heads)
+        found["ahead"] = {h.name: ahead_rows(clips, h) for h in trained if h.module.cfg.foresight_frames}
+    named = lambda row, parts: parts is None or any(part in row.name for part in parts.split(","))  # noqa: E731
+    sounds: dict[str, dict[str, float]] = {}
+    for row in sound_rows(heads, blended, blends, ears):
+        if named(row, a.rows):
+            words, mos = (not a.quick and named(row, parts) for parts in (a.words, a.mos))
+            sounds[row.name] = mean([scored(row, c, cache, words, mos) for c in tqdm(clips, desc=row.name, disable=None)])
+    found |= {"sounds": sounds, "step_ms": {h.name: h.step_ms() for h in trained}}
     streams = ["semantic", *(f"acoustic {k}" for k in range(1, trained[0].module.cfg.streams)), "error"]
     print("right tokens, %\n", token_table(found["tokens"], streams), "", sound_table(sounds), sep="\n")
     for name, rows in found["ahead"].items():

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from voicewire.engines.engine import Engine, EngineError, open_engine, weights_for
+from voicewire.engines.engine import Engine, open_engine, weights_for
 from voicewire.engines.places import places
 from voicewire.rt import files
 from voicewire.rt.demo import si_sdr_db
 from voicewire.rt.stream import Stream
 
 from . import metrics
+from .ending import plainly
 from .evaluate import load, mixtures
 
 RATE = metrics.RATE
@@ -102,6 +102,7 @@ def table(rows: list[dict[str, Any]], order: list[tuple[bool, float]]) -> str:
     return "\n".join(lines)
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("mixtures", type=Path)
@@ -109,13 +110,9 @@ def main() -> int:
     p.add_argument("--json", type=Path, help="write every score here")
     p.add_argument("--quick", action="store_true", help="without the mixtures of 30 s")
     a = p.parse_args()
-    try:
-        clips = mixtures(a.mixtures, "mix", "target", "interferer", "same_sex")
-        engine = open_engine("onnx", a.weights)
-        places(a.weights)
-    except (ValueError, EngineError) as e:
-        print(f"evaluate_separate: {e}", file=sys.stderr)
-        return 2
+    clips = mixtures(a.mixtures, "mix", "target", "interferer", "same_sex")
+    engine = open_engine("onnx", a.weights)
+    places(a.weights)
     sounds = [(clip, *(load(a.mixtures.parent / clip[k]) for k in ("mix", "target", "interferer"))) for clip in clips]
     rows, order = [], []
     for clip, mix, target, other in tqdm(sounds, unit="clip", disable=None):

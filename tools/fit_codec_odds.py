@@ -11,7 +11,6 @@ held-out speech (see tools.evaluate_codec), of which only the bits a frame are p
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from decimal import Decimal, getcontext
 from pathlib import Path
@@ -27,10 +26,10 @@ from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
 from voicewire.engines.codec_export import load_codec
 from voicewire.engines.codec_hold import source_frames
 from voicewire.engines.codec_odds import FILE, FINE_BITS, GAPS, POWER_BITS, TOTAL_BITS, UNIT_BITS, Odds
-from voicewire.engines.engine import EngineError
 from voicewire.engines.net.codec import Codec
 
 from .codec_spoken import Spoken
+from .ending import plainly
 from .evaluate import load
 from .evaluate_codec import encode, find
 
@@ -189,6 +188,7 @@ def row(name: str, bits: np.ndarray) -> str:
     return f"| {name} | {bits.sum():.2f} | {' | '.join(f'{b:.2f}' for b in bits)} |"
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("spoken", type=Path, help="folder written by tools.codec_spoken")
@@ -199,19 +199,15 @@ def main() -> int:
     a = p.parse_args()
     torch.set_num_threads(1)
     begin = time.process_time()
-    try:
-        spoken = Spoken.load(a.spoken)
-        codec, engine = load_codec(a.weights), CodecEngine(a.weights)
-        if spoken.weights != engine.weights:
-            raise ValueError(f"{a.spoken} holds tokens of codec weights {spoken.weights}, not of {engine.weights}; run tools.codec_spoken again")
-        frames, tests = learnt_from(spoken), {}
-        if a.test:
-            heard = [encode(load(path), engine) for path, _ in find(a.test)]
-            tests["every frame"] = joined([sent(t, np.arange(len(t))) for t, _ in heard])
-            tests["at variable rate, 0.945, 16 frames"] = joined([sent(t, np.unique(source_frames(z, 0.945, 16))) for t, z in heard])
-    except (OSError, ValueError, EngineError, ModuleNotFoundError) as e:
-        print(f"fit_codec_odds: {e}", file=sys.stderr)
-        return 2
+    spoken = Spoken.load(a.spoken)
+    codec, engine = load_codec(a.weights), CodecEngine(a.weights)
+    if spoken.weights != engine.weights:
+        raise ValueError(f"{a.spoken} holds tokens of codec weights {spoken.weights}, not of {engine.weights}; run tools.codec_spoken again")
+    frames, tests = learnt_from(spoken), {}
+    if a.test:
+        heard = [encode(load(path), engine) for path, _ in find(a.test)]
+        tests["every frame"] = joined([sent(t, np.arange(len(t))) for t, _ in heard])
+        tests["at variable rate, 0.945, 16 frames"] = joined([sent(t, np.unique(source_frames(z, 0.945, 16))) for t, z in heard])
     streams = " | ".join(["semantic", *(f"acoustic {i}" for i in range(1, codec.cfg.streams))])
     print(f"{len(frames.tokens)} frames to learn from\n\n| known; sent | bits a frame | {streams} |")
     print("|---|" + "--:|" * (1 + codec.cfg.streams))

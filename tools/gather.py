@@ -24,6 +24,8 @@ from pathlib import Path
 import soundfile as sf
 from tqdm import tqdm
 
+from .ending import plainly
+
 PACKAGES = (
     "torcs-data", "flightgear-data-base", "warzone2100-data", "openarena-data", "sonic-pi-samples", "trigger-rally-data", "xmoto-data", "neverball-data",
     "hedgewars-data", "supertux-data", "megaglest-data", "endless-sky-data", "colobot-common-sounds", "lugaru-data", "scorched3d-data", "freedroidrpg-data",
@@ -125,6 +127,7 @@ def gather(packages: list[str], out: Path, exclude: set[str]) -> int:
     return failed
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", type=Path)

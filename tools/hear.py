@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from voicewire.engines.export import load_weights
 from voicewire.engines.net.codec_quantise import BEAM, LEARNING_BEAM
 from voicewire.engines.net.spectrum import stft
 
+from .ending import plainly
 from .mixer import Mixer
 from .run import bf16
 
@@ -144,6 +144,7 @@ def hear(cache: Path, out: Path, minutes: float, hours: float, seconds: float, b
     return clips
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cache", type=Path, help="written by tools.prepare at 16 kHz")
@@ -157,11 +158,7 @@ def main() -> int:
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    try:
-        clips = hear(a.cache, a.out, a.minutes, a.hours, a.seconds, 4, a.seed, Ears(a.core, a.codec))
-    except (ValueError, OSError) as e:
-        print(f"hear: {e}", file=sys.stderr)
-        return 2
+    clips = hear(a.cache, a.out, a.minutes, a.hours, a.seconds, 4, a.seed, Ears(a.core, a.codec))
     print(f"{clips} mixtures, {clips * a.seconds / 3600:.2f} h; {a.out}")
     return 0
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
+from .ending import plainly
 from .evaluate import RATE, find_pairs, load, mixtures
 
 SECONDS, SNRS_DB, SEED = 6, (0, 5, 10, 15), 5
@@ -56,6 +56,7 @@ def build(speech: Path, pairs: Path, out: Path, count: int) -> None:
             rows.writerow((name, snr_db))
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("speech", type=Path)
@@ -63,11 +64,7 @@ def main() -> int:
     p.add_argument("out", type=Path)
     p.add_argument("--count", type=int, default=100)
     a = p.parse_args()
-    try:
-        build(a.speech, a.pairs, a.out, a.count)
-    except (ValueError, OSError) as e:
-        print(f"many_words: {e}", file=sys.stderr)
-        return 2
+    build(a.speech, a.pairs, a.out, a.count)
     return 0
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from voicewire.engines.export import load_weights
 from voicewire.engines.net.spectrum import stft
 from voicewire.engines.net.voice import VoiceEncoder
 
+from .ending import plainly
 from .talkers import Talkers
 
 RIDGE = 1e-2  # of the statistics' mean square
@@ -83,6 +83,7 @@ def run(voice: Path, init: Path, cache: Path, out: Path, batches: int, people: i
     return cosine
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("voice", type=Path, help="checkpoint of tools.train_voice")
@@ -93,11 +94,7 @@ def main() -> int:
     p.add_argument("--people", type=int, default=24, help="talkers a batch")
     a = p.parse_args()
     torch.set_num_threads(1)
-    try:
-        cosine = run(a.voice, a.init, a.cache, a.out, a.batches, a.people)
-    except (ValueError, OSError) as e:
-        print(f"map_voices: {e}", file=sys.stderr)
-        return 2
+    cosine = run(a.voice, a.init, a.cache, a.out, a.batches, a.people)
     print(f"voices are {np.round(cosine, 3)} like the old ones (cosine, recordings held out); {a.out / 'last.pt'}")
     return 0
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -22,6 +21,8 @@ import numpy as np
 import soundfile as sf
 import soxr
 from tqdm import tqdm
+
+from .ending import plainly
 
 KINDS = ("speech", "noise", "music", "rir")
 AUDIO = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
@@ -85,6 +86,7 @@ def prepare(sources: list[tuple[str, Path]], out: Path, rate: int, min_bandwidth
     return hours
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("sources", nargs="+", metavar="KIND=FOLDER", help=f"KIND is one of {', '.join(KINDS)}")
@@ -98,8 +100,7 @@ def main() -> int:
         kind, _, folder = s.partition("=")
         root = Path(folder).expanduser()
         if kind not in KINDS or not root.is_dir():
-            print(f"prepare: '{s}' is not KIND=FOLDER with an existing folder and KIND of {', '.join(KINDS)}", file=sys.stderr)
-            return 2
+            raise ValueError(f"'{s}' is not KIND=FOLDER with an existing folder and KIND of {', '.join(KINDS)}")
         sources.append((kind, root))
     prepare(sources, a.out, a.rate, a.min_bandwidth_hz, a.workers)
     return 0

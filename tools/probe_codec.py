@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
-from voicewire.engines.engine import EngineError
 
 from . import sounds
 from .codec_primitives import NONE, clusters, describe, nearest
+from .ending import plainly
 from .evaluate import load
 from .evaluate_codec import encode, find
 from .teach import FRAME, Projection, Teacher, in_turn, teacher_features
@@ -105,6 +104,7 @@ def _from_cache(cache: Path, teacher: Teacher, minutes: float) -> Clips:
                 return
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cache", type=Path)
@@ -113,15 +113,11 @@ def main() -> int:
     p.add_argument("--teacher", type=Path, required=True, help="folder written by tools.teach")
     p.add_argument("--minutes", type=float, default=10.0, help="of speech to learn from")
     a = p.parse_args()
-    try:
-        engine, lag = CodecEngine(a.weights), json.loads((a.weights / "codec.json").read_text())["teacher_lag"]
-        projection = Projection.load(a.teacher)
-        heard = (load(path)[: 15 * RATE] for path, _ in find(a.speech))
-        test = ((x, projection(teacher_features(x))) for x in heard)
-        result = probe(_from_cache(a.cache, Teacher.load(a.teacher), a.minutes), test, engine, lag)
-    except (ValueError, OSError, EngineError, ModuleNotFoundError) as e:
-        print(f"probe_codec: {e}", file=sys.stderr)
-        return 2
+    engine, lag = CodecEngine(a.weights), json.loads((a.weights / "codec.json").read_text())["teacher_lag"]
+    projection = Projection.load(a.teacher)
+    heard = (load(path)[: 15 * RATE] for path, _ in find(a.speech))
+    test = ((x, projection(teacher_features(x))) for x in heard)
+    result = probe(_from_cache(a.cache, Teacher.load(a.teacher), a.minutes), test, engine, lag)
     streams = " | ".join(["semantic", *(f"acoustic {i}" for i in range(1, engine.config.streams))])
     print(f"| right, % | {streams} | majority |\n|---|{'--:|' * (engine.config.streams + 1)}")
     for name, (accuracy, majority) in result.items():

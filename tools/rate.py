@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from .ending import plainly
 from .losses import LOUD
 from .mixer import RATINGS
 from .opinion import Listeners
@@ -44,19 +44,13 @@ def rate(cache: Path) -> dict[str, float]:
     return found
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cache", type=Path, help="of tools.prepare")
     a = p.parse_args()
     torch.set_num_threads(1)
-    try:
-        (a.cache / RATINGS).write_text(json.dumps(rate(a.cache)) + "\n")
-    except (ValueError, OSError) as e:
-        print(f"rate: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rate: stopped; nothing was written", file=sys.stderr)
-        return 130
+    (a.cache / RATINGS).write_text(json.dumps(rate(a.cache)) + "\n")
     return 0
 
 

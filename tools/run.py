@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from voicewire.engines.checkpoint import read_checkpoint
+from voicewire.engines.checkpoint import fill, read_checkpoint
 
 T = TypeVar("T")
 LOG_EVERY = 50  # steps
@@ -46,7 +46,10 @@ class TimedRun:
         if self.resumed:
             saved = read_checkpoint(last, *kept, "step", "minutes", "hours", device=device)
             for name, part in kept.items():
-                part.load_state_dict(saved[name])
+                if isinstance(part, nn.Module):
+                    fill(part, saved[name], last)
+                else:
+                    part.load_state_dict(saved[name])
             self.step, self.minutes, self.hours = saved["step"], saved["minutes"], saved["hours"]
             print(f"resumed {last} at step {self.step}, {self.hours:.1f} h of audio")
 

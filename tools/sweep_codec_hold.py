@@ -11,7 +11,6 @@ sent at ten each, and of the flags; "file": as packed, heads and all. "±": stan
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import islice, product
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from tqdm import tqdm
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
 from voicewire.engines.codec_variable import VariableRate
-from voicewire.engines.engine import EngineError
 
 from . import metrics
 from .codec_spoken import RATE, speech
+from .ending import plainly
 from .evaluate_codec import through, with_pauses
 
 SHORTEST_S, LONGEST_S = 4, 8
@@ -47,6 +46,7 @@ def measured(some: list[np.ndarray], variable: VariableRate | None, engine: Code
     return float(tokens / per_kbit_s), float(bits / per_kbit_s), np.array(pesq)
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cache", type=Path)
@@ -56,17 +56,13 @@ def main() -> int:
     p.add_argument("--thresholds", default=str(VariableRate.threshold))
     p.add_argument("--caps", default=str(VariableRate.cap_frames * 1000 // FRAMES_PER_SECOND), help="ms")
     a = p.parse_args()
-    try:
-        engine = CodecEngine(a.weights)
-        some = clips(a.cache, a.clips)
-        if not some:
-            raise ValueError(f"{a.cache} has no clean speech of {SHORTEST_S} to {LONGEST_S} s")
-        numbers = lambda listed: [float(v) for v in listed.split(",")]  # noqa: E731
-        every = product(numbers(a.caps), numbers(a.thresholds), numbers(a.prices))
-        settings = [None, *(VariableRate(price, threshold, round(cap * FRAMES_PER_SECOND / 1000)) for cap, threshold, price in every)]
-    except (OSError, ValueError, EngineError) as e:
-        print(f"sweep_codec_hold: {e}", file=sys.stderr)
-        return 2
+    engine = CodecEngine(a.weights)
+    some = clips(a.cache, a.clips)
+    if not some:
+        raise ValueError(f"{a.cache} has no clean speech of {SHORTEST_S} to {LONGEST_S} s")
+    numbers = lambda listed: [float(v) for v in listed.split(",")]  # noqa: E731
+    every = product(numbers(a.caps), numbers(a.thresholds), numbers(a.prices))
+    settings = [None, *(VariableRate(price, threshold, round(cap * FRAMES_PER_SECOND / 1000)) for cap, threshold, price in every)]
     print(f"{len(some)} clips, {sum(map(len, some)) / RATE:.0f} s, weights {engine.weights}\n")
     print("| cap ms | threshold | price | tokens kbit/s | file kbit/s | fewer bits % | PESQ-WB | loss | ± |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     whole: tuple[float, np.ndarray] | None = None

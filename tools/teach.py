@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .ending import plainly
 from .metrics import _whisper
 
 FRAME = 320
@@ -191,17 +191,14 @@ def teach(cache: Path, out: Path, minutes: float) -> int:
     return len(known)
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("cache", type=Path, help="written by tools.prepare at 16 kHz")
     p.add_argument("--out", type=Path, help="default: the cache's own folder")
     p.add_argument("--minutes", type=float, default=1e9)
     a = p.parse_args()
-    try:
-        teach(a.cache, a.out or a.cache, a.minutes)
-    except (ValueError, OSError, ModuleNotFoundError) as e:
-        print(f"teach: {e}", file=sys.stderr)
-        return 2
+    teach(a.cache, a.out or a.cache, a.minutes)
     return 0
 
 

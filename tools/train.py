@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from voicewire.engines.checkpoint import read_checkpoint
+from voicewire.engines.checkpoint import fill, read_checkpoint
 from voicewire.engines.config import CORE_BINS
 from voicewire.engines.export import load_weights
 from voicewire.engines.net.model import Model
@@ -158,13 +158,13 @@ class Run(TimedRun):
             weights = {k: v for k, v in weights.items() if not k.startswith("who.")}  # the gate is about the model as it was
             self.placeless = self.model.places is not None and "places.voices" not in weights
             weights = {k: v for k, v in self.model.state_dict().items() if k.startswith(new)} | weights
-            self.model.load_state_dict(weights)
+            fill(self.model, weights, init)
             print(f"warm start from {init}")
         if voice and not self.resumed:
             if self.model.voice is None:
                 raise ValueError("--voice needs a model with voices: set voice_dim in [model]")
             saved = read_checkpoint(voice, "ema", device=device)["ema"]
-            self.model.voice.load_state_dict({k.removeprefix("encoder."): v for k, v in saved.items() if k.startswith("encoder.")})
+            fill(self.model.voice, {k.removeprefix("encoder."): v for k, v in saved.items() if k.startswith("encoder.")}, voice)
         if not self.resumed:
             self.ema.load_state_dict(self.model.state_dict())
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
-from voicewire.engines.checkpoint import read_checkpoint
+from voicewire.engines.checkpoint import fill, read_checkpoint
 from voicewire.engines.codec_export import load_codec
 from voicewire.engines.codec_hold import source_frames
 from voicewire.engines.config import CORE_BINS
@@ -122,8 +122,9 @@ class Objective:
         with bf16(self.device):
             acoustic, semantic, gate, ear = model.encoder.features(stft(x, HOP)[:, :, :CORE_BINS])
         acoustic, semantic = acoustic.float(), semantic.float()
-        full = self.rng.random(n) < t.full_layers
-        keep = torch.from_numpy(np.where(full, self.layers, self.rng.integers(0, self.layers + 1, n))).to(x.device)
+        kind, fewer = self.rng.random(n), self.rng.integers(0, self.layers + 1, n)
+        alone = kind < t.full_layers + t.semantic_alone
+        keep = torch.from_numpy(np.where(kind < t.full_layers, self.layers, np.where(alone, 0, fewer))).to(x.device)
         s, s_index, s_commit, z = model.encoder.semantic_vq.train_step(semantic, torch.ones_like(keep))
         drop = torch.from_numpy(self.rng.random(n) < t.semantic_dropout).to(x.device)[:, None, None]
         guess = model.encoder.guessed(s_index)
@@ -179,7 +180,10 @@ class Run(TimedRun):
         if init and not self.resumed:
             weights = load_codec(init).state_dict() if init.is_dir() else read_checkpoint(init, "ema", device=device)["ema"]
             # a file without what the teacher is told with, or with another way of it, starts that new
-            self.model.load_state_dict({k: weights[k] if k in weights and not k.startswith("teach.") else v for k, v in self.model.state_dict().items()})
+            own = self.model.state_dict()
+            if any(k not in weights or weights[k].shape != v.shape for k, v in own.items() if k.startswith("teach.")):
+                weights |= {k: v for k, v in own.items() if k.startswith("teach.")}
+            fill(self.model, {k: weights.get(k, v) for k, v in own.items()}, init)
             for book in self.model.modules():
                 if isinstance(book, Codebook):
                     book.begin()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from voicewire.engines.net.model import Model
 from voicewire.engines.net.recognise import Recogniser
 from voicewire.engines.net.spectrum import stft
 
+from .ending import plainly
 from .run import bf16
 from .talkers import Talkers
 
@@ -195,6 +195,7 @@ def run(a: argparse.Namespace) -> None:
     print(f"with it: error {error_db:.2f} dB, absent {left_db:.1f} dB; {a.run / 'last.pt'}")
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, help="folder for the checkpoint")
@@ -204,11 +205,7 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=60)
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
-    try:
-        run(a)
-    except (ValueError, OSError) as e:
-        print(f"train_gate: {e}", file=sys.stderr)
-        return 2
+    run(a)
     return 0
 
 

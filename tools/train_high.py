@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from voicewire.engines.net.fullband import BINS, FullBand
 from voicewire.engines.net.model import compress
 from voicewire.engines.net.spectrum import stft
 
+from .ending import plainly
 from .mixer import Mixer
 
 LOUD = 0.05  # RMS the target is brought to before the spectra are compared
@@ -87,6 +87,7 @@ def train(run: Path, core: Path, cache: Path, minutes: float, steps: int | None,
     print(f"done: {step} steps, {last}")
 
 
+@plainly
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path)
@@ -97,11 +98,7 @@ def main() -> int:
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    try:
-        train(a.run, a.core, a.cache, a.minutes, a.steps)
-    except (ValueError, OSError) as e:
-        print(f"train_high: {e}", file=sys.stderr)
-        return 2
+    train(a.run, a.core, a.cache, a.minutes, a.steps)
     return 0
 
 
