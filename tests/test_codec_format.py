@@ -173,7 +173,7 @@ def test_even_odds_take_whole_bits() -> None:
 @settings(max_examples=25, deadline=None)
 @given(SEEDS, st.integers(1, 5), st.integers(1, 9))
 def test_what_is_likely_takes_as_few_bits_as_its_odds_say(seed: int, streams: int, bits: int) -> None:
-    """Tokens are drawn by the odds; the payload has the bits that their counts are worth, to three bytes."""
+    """Tokens are drawn by the odds; the payload has the bits that their counts are worth, to three and a half bytes."""
     rng, odds = np.random.default_rng(seed), made_odds(seed, streams, 1 << bits)
     tokens, worth, none = np.zeros((40, streams), np.int64), 0.0, np.full((2, streams), -1)
     for t in range(len(tokens)):
@@ -186,7 +186,7 @@ def test_what_is_likely_takes_as_few_bits_as_its_odds_say(seed: int, streams: in
             worth += TOTAL_BITS - np.log2(counts[tokens[t, s]])
             said = odds.add(said, s, tokens[t : t + 1, s])
     data = pack_frames(tokens, np.ones(40, bool), odds, False)
-    assert worth - 1 <= 8 * len(data) <= worth + 28
+    assert worth - 24 <= 8 * len(data) <= worth + 28  # (zeros at the end are not written: one message in 2^n saves n bits)
     back, sent = unpack_frames(data, 40, streams, odds, False)
     np.testing.assert_array_equal(back, tokens)
     assert sent.all()

@@ -33,7 +33,6 @@ class CodecTrain(Train):
     weigh_step: int = 0  # from when on errors of the acoustic code are measured by their effect, as it was in the 200 steps before; 0: never
     teacher_lag_frames: int = 1
     full_layers: float = 0.5  # share of examples that use all acoustic layers; the others use fewer
-    semantic_alone: float = 0.0  # share of examples that are decoded from the semantic token alone
     semantic_dropout: float = 0.1
     hold: float = 0.2  # share of steps in which tokens are held, as at variable rate
     adversarial: float = 0.0  # weight of the discriminators; 0: none

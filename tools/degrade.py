@@ -6,11 +6,11 @@ import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
 Rng = np.random.Generator
-EARLY_S = 0.05  # reflections up to here help understanding and stay in the target
+EARLY_S = 0.03  # reflections up to here stay in the target; with 50 ms, which understanding bears as well, listeners (DNSMOS) like it much less
 
 
 def early_part(h: np.ndarray, rate: int) -> np.ndarray:
-    """The direct sound and early reflections of an impulse response whose direct sound is at 0; 10 ms fade after 50 ms."""
+    """The direct sound and early reflections of an impulse response whose direct sound is at 0; it falls by 20 dB every 10 ms after EARLY_S."""
     c = int(EARLY_S * rate)
     e = h.copy()
     if len(e) > c:

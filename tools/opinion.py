@@ -17,6 +17,7 @@ from .metrics import MOS_FITTED, mos_folder
 from .words import mel_bank
 
 HOP = 160
+ASKED = 2  # clips of a batch that P.835 hears: a quarter of a second of a core each
 _P835 = (False, False, False, True, True, True, False)  # pooled after this layer?
 _P808 = (True, True, False, True, False)
 
@@ -95,8 +96,8 @@ class Listeners(nn.Module):
 
 def disliked(listeners: Listeners, y: Tensor, clean: Tensor) -> Tensor:
     """y, clean: [B, samples] → [B]: how much lower y is rated than the clean signal, in P.808 and in the mean of the three of P.835. Nothing is gained by being
-    rated higher. P.835 is asked about the first of the batch alone, which counts for all."""
+    rated higher. P.835 is asked about the first ASKED of the batch, whose mean counts for all."""
     with torch.no_grad():
-        quality, three = listeners.quality(clean), listeners.three(clean[:1])
+        quality, three = listeners.quality(clean), listeners.three(clean[:ASKED])
     worse = (quality - listeners.quality(y)).relu()
-    return worse + (three - listeners.three(y[:1])).relu().mean()
+    return worse + (three - listeners.three(y[:ASKED])).relu().mean()

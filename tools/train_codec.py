@@ -122,9 +122,8 @@ class Objective:
         with bf16(self.device):
             acoustic, semantic, gate, ear = model.encoder.features(stft(x, HOP)[:, :, :CORE_BINS])
         acoustic, semantic = acoustic.float(), semantic.float()
-        kind, fewer = self.rng.random(n), self.rng.integers(0, self.layers + 1, n)
-        alone = kind < t.full_layers + t.semantic_alone
-        keep = torch.from_numpy(np.where(kind < t.full_layers, self.layers, np.where(alone, 0, fewer))).to(x.device)
+        full = self.rng.random(n) < t.full_layers
+        keep = torch.from_numpy(np.where(full, self.layers, self.rng.integers(0, self.layers + 1, n))).to(x.device)
         s, s_index, s_commit, z = model.encoder.semantic_vq.train_step(semantic, torch.ones_like(keep))
         drop = torch.from_numpy(self.rng.random(n) < t.semantic_dropout).to(x.device)[:, None, None]
         guess = model.encoder.guessed(s_index)

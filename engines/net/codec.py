@@ -28,7 +28,7 @@ from .level import Level
 from .model import POWER, complex_mul, compress
 
 BANDS = CORE_BINS // 8
-TELLING_DIM = 64
+TELLING_DIM, TELLING_BLOCKS = 112, 2
 PITCH_FINE = 6.0  # an octave in the code, where other numbers vary by one: pitch is coded to about a third of a semitone
 LEVEL_FLOOR = 1e-5  # about -78 dB re full scale: what is below is not brought up
 
@@ -264,7 +264,7 @@ class Codec(Causal):
         self.cfg = cfg.validate()
         self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
         # no part of the codec: what the semantic tokens up to now tell of the teacher's features
-        self.teach = nn.Sequential(nn.Linear(cfg.dim, TELLING_DIM), Stack(TELLING_DIM, cfg.kernel, 1), nn.Linear(TELLING_DIM, cfg.teacher_dim))
+        self.teach = nn.Sequential(nn.Linear(cfg.dim, TELLING_DIM), Stack(TELLING_DIM, cfg.kernel, TELLING_BLOCKS), nn.Linear(TELLING_DIM, cfg.teacher_dim))
 
     def init_state(self, batch: int) -> State:
         return {**scoped("encoder", self.encoder.init_state(batch)), **scoped("decoder", self.decoder.init_state(batch))}
