@@ -28,7 +28,7 @@ class VariableRate:
     """price: squared error that a bit is worth, lambda; 0: every frame is sent, with the nearest tokens. threshold: cosine of semantic vectors below which
     nothing is held. cap_frames: how long tokens stand at most."""
 
-    price: float = 0.07
+    price: float = 0.06
     threshold: float = 0.85
     cap_frames: int = 32
 
