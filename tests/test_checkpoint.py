@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tools import train, train_codec, train_gate, train_high
+from tools.run import TimedRun
 from voicewire.engines import codec_export, convert_export, export, heads_export
 from voicewire.engines.checkpoint import fill, read_checkpoint
 
@@ -39,6 +40,13 @@ def test_weights_of_another_model_are_refused_in_a_line(tmp_path: Path) -> None:
     for other in (torch.nn.Linear(2, 4), torch.nn.Linear(2, 3, bias=False), torch.nn.Bilinear(2, 2, 3)):
         with pytest.raises(ValueError, match=f"^{tmp_path} holds the weights of another model [^\n]*$"):
             fill(layer, other.state_dict(), tmp_path)
+
+
+def test_a_run_of_another_size_is_not_gone_on_with(tmp_path: Path) -> None:
+    TimedRun(tmp_path, "cpu", {}, {name: torch.nn.Linear(2, 3) for name in ("model", "ema")}).save()
+    assert TimedRun(tmp_path, "cpu", {}, {name: torch.nn.Linear(2, 3) for name in ("model", "ema")}).resumed
+    with pytest.raises(ValueError, match="holds the weights of another model"):
+        TimedRun(tmp_path, "cpu", {}, {name: torch.nn.Linear(2, 4) for name in ("model", "ema")})
 
 
 def test_ctrl_c_in_training_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

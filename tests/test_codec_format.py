@@ -186,7 +186,7 @@ def test_what_is_likely_takes_as_few_bits_as_its_odds_say(seed: int, streams: in
             worth += TOTAL_BITS - np.log2(counts[tokens[t, s]])
             said = odds.add(said, s, tokens[t : t + 1, s])
     data = pack_frames(tokens, np.ones(40, bool), odds, False)
-    assert worth - 24 <= 8 * len(data) <= worth + 28  # (zeros at the end are not written: one message in 2^n saves n bits)
+    assert worth - 24 <= 8 * len(data) <= worth + 28  # (last tokens that leave the number at zero are free: one message in 2^n saves n bits)
     back, sent = unpack_frames(data, 40, streams, odds, False)
     np.testing.assert_array_equal(back, tokens)
     assert sent.all()

@@ -25,6 +25,7 @@ TOOLS = {
     "train_high": [MISSING, "--core", MISSING],
     "codec_spoken": [MISSING, "--out", MISSING],
     "fit_codec_odds": [MISSING, "--test", MISSING],
+    **{name: [MISSING, "--recipe", MISSING] for name in ("train", "train_codec", "train_convert", "train_heads", "train_voice")},
 }
 
 

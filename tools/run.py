@@ -145,16 +145,13 @@ def command(
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
     own = a.run / "recipe.toml"
+    recipe = load(a.recipe or own)
+    if a.recipe and a.recipe.resolve() != own.resolve():
+        a.run.mkdir(parents=True, exist_ok=True)
+        shutil.copy(a.recipe, own)
+    torch.set_num_threads(a.threads)
     try:
-        recipe = load(a.recipe or own)
-        if a.recipe and a.recipe.resolve() != own.resolve():
-            a.run.mkdir(parents=True, exist_ok=True)
-            shutil.copy(a.recipe, own)
-        torch.set_num_threads(a.threads)
         start(a, recipe)
-    except (ValueError, OSError) as e:
-        print(f"{name}: {e}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(
             f"{name}: stopped; {f'the same command goes on from {last}' if (last := a.run / 'last.pt').exists() else 'nothing was saved yet'}", file=sys.stderr

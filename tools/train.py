@@ -28,6 +28,7 @@ from voicewire.engines.net.model import Model
 from voicewire.engines.net.spectrum import istft, stft
 from voicewire.engines.sentence import SENTENCE_DIM
 
+from .ending import plainly
 from .losses import LOUD, EnhanceLoss
 from .mixer import Mixer
 from .queries import Queries
@@ -212,6 +213,7 @@ def headline(row: dict[str, float]) -> str:
     return " ".join([f"loss {row['loss']:.4f}", *(f"{k.replace('_db', '')} {v:.2f} dB" for k, v in row.items() if k.endswith("error_db"))])
 
 
+@plainly
 def main() -> int:
     files = {
         "--init": "start from the averaged weights of this checkpoint, or from a weights folder",

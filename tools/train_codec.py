@@ -34,6 +34,7 @@ from .codec_mixer import CodecMixer
 from .codec_primitives import NONE, Primitives
 from .codec_recipe import CodecRecipe, CodecTrain, load
 from .discriminator import Discriminator
+from .ending import plainly
 from .run import TimedRun, bf16, clip_and_step, command, rate
 from .teach import Teacher
 
@@ -249,6 +250,7 @@ class Run(TimedRun):
             self.log(numbers | {"lr": lr}, lambda row: f"loss {row['loss']:.3f} mel {row['mel']:.3f} cosine {row['cosine']:.2f}", usage.take)
 
 
+@plainly
 def main() -> int:
     files = {"--init": "start from the averaged weights of this checkpoint, or from a weights folder"}
     return command("train_codec", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device, a.init).train(a.minutes, a.steps), files)

@@ -30,6 +30,7 @@ from voicewire.engines.net.spectrum import stft
 
 from .codec_losses import CodecLoss, hearing_loss
 from .convert_mixer import ConvertMixer
+from .ending import plainly
 from .likeness import HOP, Likeness, at_one_level
 from .recipe import Data, Train, sections
 from .run import TimedRun, bf16, clip_and_step, command, rate
@@ -212,6 +213,7 @@ class Run(TimedRun):
             )
 
 
+@plainly
 def main() -> int:
     return command(
         "train_convert", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.codec, a.device).train(a.minutes, a.steps),

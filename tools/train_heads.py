@@ -27,6 +27,7 @@ from voicewire.engines.codec_export import load_codec
 from voicewire.engines.heads_config import HeadsConfig
 from voicewire.engines.net.heads import TokenHeads
 
+from .ending import plainly
 from .hear import Heard, named
 from .recipe import Data, Train, sections
 from .run import TimedRun, bf16, clip_and_step, command, rate
@@ -194,6 +195,7 @@ def headline(row: dict[str, float]) -> str:
     return f"loss {row['loss']:.3f} hits s {row['valid_hit_s']:.3f} a1 {row['valid_hit_a1']:.3f}"
 
 
+@plainly
 def main() -> int:
     files = {"--init": "start from the averaged weights of this checkpoint"}
     return command("train_heads", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device, a.init).train(a.minutes, a.steps), files)

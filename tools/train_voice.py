@@ -25,6 +25,7 @@ from voicewire.engines.export import load_weights
 from voicewire.engines.net.spectrum import stft
 from voicewire.engines.net.voice import VoiceEncoder
 
+from .ending import plainly
 from .recipe import Recipe, load
 from .run import TimedRun, bf16, clip_and_step, command, rate
 from .talkers import Talkers
@@ -132,6 +133,7 @@ class Run(TimedRun):
             self.log(row, lambda row: f"loss {row['loss']:.3f} right {row['right']:.2f} untold {row['untold']:.2f}")
 
 
+@plainly
 def main() -> int:
     files = {"--init": "start from the voice encoder of this weights folder"}
     return command("train_voice", __doc__, load, lambda a, recipe: Run(a.run, recipe, a.device, a.init).train(a.minutes, a.steps), files)
