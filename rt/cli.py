@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import NoReturn
 
 from voicewire.engines.engine import EngineError
 
-from . import codec_command, enroll
+from . import codec_command, enroll, file_command, pipe
 from .live import commands as live_commands
 from .live.backend import DeviceError
 from .relay.command import add_commands as add_relay
@@ -52,35 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     p = _Parser(prog="voicewire", description="Real-time speech processing: noisy speech in, clean speech out, 30 ms later.")
     sub = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    f = sub.add_parser("file", help="clean a sound file through the same path as live audio")
-    f.add_argument("input", type=Path, metavar="IN")
-    f.add_argument("output", type=Path, metavar="OUT")
-    f.add_argument(
-        "--task",
-        help="what to do: restore (default), extract one talker (default with --enroll), query (with --query), separate two talkers, or convert a voice",
-    )
-    f.add_argument(
-        "--enroll",
-        type=Path,
-        metavar="VOICE",
-        help="the talker to extract, or to speak as (convert): a file of voicewire enroll, or a recording of that talker alone",
-    )
-    f.add_argument("--voice-strength", type=float, default=1.0, metavar="X", help="convert: how far to go, from 0 (the talker's own voice) to 1 (the other's)")
-    f.add_argument("--talker", type=int, metavar="N", help="of the talkers that separate tells apart keep one, 1 or 2 (default: each in a channel of OUT)")
-    f.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
-    f.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
-    f.add_argument(
-        "--strength",
-        type=_strength,
-        metavar="DB",
-        help="take away at most this many dB (restore 26, else 40; 0 changes nothing, 100 is no limit)",
-    )
-    f.add_argument("--channels", choices=("mix", "each"), help="process every channel by itself (default, but for separate), or their mix")
-    f.add_argument("--block-ms", type=_positive, default=20.0, help="size of the blocks fed to the stream (the result does not depend on it)")
-    f.add_argument("--realtime", action="store_true", help="feed the file at the speed of sound")
-    f.add_argument("--raw-delay", action="store_true", help="leave the delay in the output")
-    f.add_argument("--engine", default="onnx", help="onnx (default), tensorrt, torch-cuda, auto (the first that works), or torch")
-    f.add_argument("--json", action="store_true", help="print one JSON object with the measurements")
+    file_command.add(sub, _positive, _strength)
+    pipe.add(sub, _strength)
 
     d = sub.add_parser("demo", help="a bundled recording, before and after: sound files, spectrogram, table")
     d.add_argument(
@@ -112,60 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _file(a: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from voicewire.engines.engine import open_engine, weights_for
-    from voicewire.engines.places import place
-    from voicewire.engines.query import ask
-    from voicewire.engines.voiceprint import Voiceprint, taken_by
-
-    from . import files
-    from .stream import ChannelMode, Stream
-
-    files.check_writable(a.output)
-    if a.output.exists() and a.input.exists() and a.output.samefile(a.input):
-        raise files.InputError("IN and OUT are the same file; give another name for the result")
-    x, rate, subtype = files.read(a.input)
-    usual = "query" if a.query is not None else "extract" if a.enroll else "separate" if a.talker is not None else "restore"
-    task = a.task or usual
-    engine = open_engine(a.engine, weights_for(usual if task == "restore" else task))
-    files.check_asked(a.query, a.query_gain, a.enroll, a.talker)
-    voice: Voiceprint | None = None
-    if a.query is not None:
-        voice = ask(a.query)
-    elif a.enroll:
-        voice = enroll.load(a.enroll, taken_by(engine))
-    elif a.talker is not None:
-        voice = place(a.talker)
-    mode: ChannelMode = a.channels or ("mix" if task == "separate" and voice is None else "each")
-    stream = Stream(
-        rate, x.shape[1], task=task, voice=voice, mode=mode, strength_db=a.strength, query_gain_db=a.query_gain, voice_strength=a.voice_strength, engine=engine
-    )
-    errors = Console(stderr=True)
-    with Progress(console=errors, transient=True, disable=a.json or not sys.stderr.isatty()) as bar:
-        shown = bar.add_task(a.input.name, total=1.0)
-        y, report = files.process(
-            x, stream, block_ms=a.block_ms, realtime=a.realtime, raw_delay=a.raw_delay, progress=lambda share: bar.update(shown, completed=share)
-        )
-    files.write(a.output, y, rate, subtype)
-    if a.json:
-        print(json.dumps(report.to_dict()))
-        return 0
-    if report.repaired_samples:
-        print(f"voicewire: {report.repaired_samples} samples were not finite and were replaced by silence", file=sys.stderr)
-    print(
-        f"{a.output}: {len(x) / rate:.1f} s at {rate} Hz, delay {report.latency_ms:.1f} ms removed, {report.rtf:.1%} of one core"
-        if not a.raw_delay
-        else f"{a.output}: {len(x) / rate:.1f} s at {rate} Hz, delay {report.latency_ms:.1f} ms left in, {report.rtf:.1%} of one core"
-    )
-    return 0
-
-
 def _run(a: argparse.Namespace) -> int:
     if a.command == "file":
-        return _file(a)
+        return file_command.run(a)
+    if a.command == "pipe":
+        return pipe.run(a)
     if a.command == "codec":
         return codec_command.run(a)
     if a.command in ("serve", "cluster", "send"):

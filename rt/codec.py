@@ -21,6 +21,7 @@ from .codec_payload import Sent
 from .lane import F32, Samples, to_float
 
 I64 = NDArray[np.int64]
+DECODED_FRAMES = 500  # made into sound at once
 
 
 class _Framed:
@@ -191,8 +192,16 @@ def read_tokens(data: bytes, odds: Odds) -> tuple[Header, I64, Sent, int]:
     return parser.header, np.concatenate([p.tokens for p in packets]), np.concatenate([p.sent for p in packets]), end.samples
 
 
-def decode(tokens: I64, rate: int, samples: int, engine: CodecEngine) -> F32:
-    """[frames, streams] → [samples] float32, aligned with what was encoded."""
+def decoded(tokens: I64, rate: int, samples: int, engine: CodecEngine) -> Iterator[F32]:
+    """[frames, streams] → blocks of sound, [n] float32 each, `samples` in all, aligned with what was encoded."""
     decoder = TokenDecoder(rate, engine)
-    y: F32 = decoder.process(tokens)[decoder.hop : decoder.hop + samples]
-    return y
+    early, left = decoder.hop, samples
+    for at in range(0, len(tokens), DECODED_FRAMES):
+        y = decoder.process(tokens[at : at + DECODED_FRAMES])[early:][:left]
+        early, left = 0, left - len(y)
+        yield y
+
+
+def decode(tokens: I64, rate: int, samples: int, engine: CodecEngine) -> F32:
+    """All that is `decoded`: [samples] float32."""
+    return np.concatenate([np.zeros(0, np.float32), *decoded(tokens, rate, samples, engine)])

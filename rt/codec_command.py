@@ -62,18 +62,18 @@ def _check_place(source: Path, path: Path) -> None:
 
 def _encode(a: argparse.Namespace) -> str:
     _check_place(a.input, a.output)
-    x, rate, _ = files.read(a.input)
     if not a.variable and (a.price or a.threshold or a.cap_ms):
         raise files.InputError("--price, --threshold and --cap-ms go with --variable")
     cap_frames = max(1, round((a.cap_ms or CAP_MS) * FRAMES_PER_SECOND / 1000))
     variable = VariableRate(a.price or DEFAULT.price, a.threshold or DEFAULT.threshold, cap_frames) if a.variable else None
+    source = files.Recording(a.input)
     engine = CodecEngine(a.weights)
     streams = codec.streams_within(a.bitrate, engine) if a.bitrate else None
-    mono = x.mean(1, dtype=np.float32)
-    data = b"".join(codec.encode((mono[t : t + rate] for t in range(0, len(mono), rate)), rate, engine, variable, streams=streams))
+    mono = (x.mean(1, dtype=np.float32) for x in source.blocks(source.rate))
+    data = b"".join(codec.encode(mono, source.rate, engine, variable, streams=streams))
     _write(a.output, data)
-    seconds = len(x) / rate
-    return f"{a.output}: {seconds:.1f} s at {rate} Hz in {len(data)} bytes, {8 * len(data) / seconds / 1000:.2f} kbit/s"
+    seconds = source.samples / source.rate
+    return f"{a.output}: {seconds:.1f} s at {source.rate} Hz in {len(data)} bytes, {8 * len(data) / seconds / 1000:.2f} kbit/s"
 
 
 def _decode(a: argparse.Namespace) -> str:
@@ -86,8 +86,9 @@ def _decode(a: argparse.Namespace) -> str:
         header, tokens, sent, samples = codec.read_tokens(a.input.read_bytes(), engine.odds)
     except TokenError as e:
         raise files.InputError(f"{a.input} {e}") from None
-    y = codec.decode(tokens, header.rate, samples, engine)
-    files.write(a.output, y[:, None], header.rate)
+    with files.Writing(a.output, header.rate, 1, samples=samples) as out:
+        for y in codec.decoded(tokens, header.rate, samples, engine):
+            out.write(y[:, None])
     kind = f"{sent.mean():.0%} of the frames sent" if header.variable and len(sent) else "constant rate"
     return f"{a.output}: {samples / header.rate:.1f} s at {header.rate} Hz, {kind}"
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import soundfile as sf
@@ -18,6 +20,9 @@ from .lane import to_int16
 from .stream import Stream
 
 F32 = NDArray[np.float32]
+BLOCK_SAMPLES = 1 << 16  # read or written at once where the size does not matter
+WIDEST_BYTES = 8  # of one sample in a file
+MOST_RIFF_BYTES = 0xFFFF0000  # 32 bits count what is in a WAV file
 
 
 class InputError(ValueError):
@@ -63,26 +68,43 @@ def _check_whole(path: Path) -> None:
     raise InputError(f"{path} is cut off before its samples begin; copy or record it again")
 
 
+class Recording:
+    """An audio file that was found to be whole, to be read in blocks: `rate`, `channels`, `samples`, `subtype`. InputError for anything else.
+
+    It is read through once before anything is made of it: that it is cut off must not be found out after an hour's work.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise InputError(f"no file {path}")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give one audio file")
+        self.path = path
+        try:
+            _check_whole(path)
+            with sf.SoundFile(path) as f:
+                promised, self.rate, self.channels, self.subtype = int(f.frames), int(f.samplerate), int(f.channels), str(f.subtype)
+            self.samples = sum(len(x) for x in self.blocks(BLOCK_SAMPLES))
+        except PermissionError:
+            raise InputError(f"{path} may not be read; check its permissions") from None
+        except sf.LibsndfileError:
+            raise InputError(f"{path} is not audio that can be read (WAV, FLAC, Ogg, MP3 and AIFF can)") from None
+        if self.samples == 0:
+            raise InputError(f"{path} holds no samples")
+        if 0 <= promised < 1 << 62 and self.samples < promised:
+            raise InputError(f"{path} is cut off: {1 - self.samples / promised:.0%} of its samples are missing; copy or record it again")
+
+    def blocks(self, size: int) -> Iterator[F32]:
+        """From the beginning: [size, channels] float32 each, the last one shorter."""
+        with sf.SoundFile(self.path) as f:
+            while len(x := f.read(size, dtype="float32", always_2d=True)):
+                yield x
+
+
 def read(path: Path) -> tuple[F32, int, str]:
-    """→ (samples [n, channels] float32, rate, subtype). InputError for anything that is not a whole audio file."""
-    if not path.exists():
-        raise InputError(f"no file {path}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give one audio file")
-    try:
-        _check_whole(path)
-        with sf.SoundFile(path) as f:
-            x = f.read(dtype="float32", always_2d=True)
-            promised, rate, subtype = f.frames, f.samplerate, f.subtype
-    except sf.LibsndfileError:
-        raise InputError(f"{path} is not audio that can be read (WAV, FLAC, Ogg, MP3 and AIFF can)") from None
-    except PermissionError:
-        raise InputError(f"{path} may not be read; check its permissions") from None
-    if len(x) == 0:
-        raise InputError(f"{path} holds no samples")
-    if 0 <= promised < 1 << 62 and len(x) < promised:
-        raise InputError(f"{path} is cut off: {1 - len(x) / promised:.0%} of its samples are missing; copy or record it again")
-    return x, rate, subtype
+    """→ (samples [n, channels] float32, rate, subtype) of a file that fits into memory. InputError for anything that is not a whole audio file."""
+    whole = Recording(path)
+    return np.concatenate(list(whole.blocks(BLOCK_SAMPLES))), whole.rate, whole.subtype
 
 
 def check_writable(path: Path) -> None:
@@ -104,49 +126,113 @@ def check_asked(query: str | None, query_gain_db: float | None, enrolled: Path |
         raise InputError("--query-gain changes how loud a queried sound is; say which with --query")
 
 
-def write(path: Path, x: F32, rate: int, subtype: str | None = None) -> None:
-    """Write [n, channels] whole or not at all; keeps the sample format of the source where the container can."""
-    kind = {".aif": "AIFF", ".opus": "OGG"}.get(path.suffix.lower(), path.suffix[1:].upper())
-    if path.suffix.lower() == ".opus":
-        subtype = "OPUS"
-    if subtype is None or not sf.check_format(kind, subtype):
-        subtype = sf.default_subtype(kind)
-    part = path.with_name(f".{path.name}.part")
-    try:
+class Writing:
+    """An audio file in the making: `with Writing(…) as out: out.write(y)`. When the block has ended the file is there, whole; after an error it is not.
+
+    It keeps the sample format of the source, `subtype`, where the container can. samples: how many there will be, if that is known; a WAV file that
+    would pass 4 GB is written as RF64, its form for that. InputError where it cannot be written.
+    """
+
+    def __init__(self, path: Path, rate: int, channels: int, subtype: str | None = None, samples: int = 0) -> None:
+        kind = {".aif": "AIFF", ".opus": "OGG"}.get(path.suffix.lower(), path.suffix[1:].upper())
+        if path.suffix.lower() == ".opus":
+            subtype = "OPUS"
+        if subtype is None or not sf.check_format(kind, subtype):
+            subtype = sf.default_subtype(kind)
+        if kind == "WAV" and samples * channels * WIDEST_BYTES > MOST_RIFF_BYTES:
+            kind = "RF64"
+        self.path, self._whole_numbers = path, subtype == "PCM_16"
+        self._part = path.with_name(f".{path.name}.part")
+        with self._refused():
+            self._file = sf.SoundFile(self._part, "w", rate, channels, subtype, format=kind)
+
+    def write(self, x: F32) -> None:
+        """x: [n, channels]"""
         # libsndfile reads 16 bits as n / 32768 but writes round(x 32767): what was not changed must come back as it was
-        sf.write(part, to_int16(x) if subtype == "PCM_16" else x, rate, format=kind, subtype=subtype)
-        os.replace(part, path)
-    except (sf.LibsndfileError, OSError) as e:
-        raise InputError(f"{path} could not be written: {e}") from None
-    finally:
-        part.unlink(missing_ok=True)
+        with self._refused():
+            self._file.write(to_int16(x) if self._whole_numbers else x)
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except (sf.LibsndfileError, OSError, AssertionError) as e:  # (soundfile asserts that all was written: a full disk)
+            self._part.unlink(missing_ok=True)
+            raise InputError(f"{self.path} could not be written: {e if str(e) else 'is the disk full?'}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            with self._refused():
+                self._file.close()
+                if kind is None:
+                    os.replace(self._part, self.path)
+        finally:
+            self._part.unlink(missing_ok=True)
 
 
-def process(
-    x: F32, stream: Stream, *, block_ms: float = 20.0, realtime: bool = False, raw_delay: bool = False, progress: Callable[[float], None] | None = None
-) -> tuple[F32, Report]:
-    """Stream [n, channels] through in blocks, as live audio would come. Output has n samples, the delay removed unless `raw_delay`."""
-    block = max(1, round(block_ms * stream.rate / 1000))
-    shaped = x[:, 0] if stream.channels == 1 else x
-    steps = stream.time_steps()
-    out, started, cpu = [], time.monotonic(), 0.0
-    for at in range(0, len(x), block):
-        if realtime:
-            time.sleep(max(0.0, started + min(at + block, len(x)) / stream.rate - time.monotonic()))
-        before = time.process_time()
-        out.append(stream.process(shaped[at : at + block]))
-        cpu += time.process_time() - before
-        if progress:
-            progress(min(1.0, (at + block) / len(x)))
-    frames, repaired = stream.frames, stream.repaired_samples
-    timed = list(steps)
+def write(path: Path, x: F32, rate: int, subtype: str | None = None) -> None:
+    """All of [n, channels] at once; see `Writing`."""
+    with Writing(path, rate, x.shape[1], subtype, len(x)) as out:
+        for at in range(0, len(x), BLOCK_SAMPLES):
+            out.write(x[at : at + BLOCK_SAMPLES])
+
+
+def aligned(stream: Stream, blocks: Iterable[F32], raw_delay: bool = False) -> Iterator[F32]:
+    """blocks: [n, channels] each, any n → [m, outputs] each, in all as many samples, the stream's delay removed unless `raw_delay`."""
+    early = 0 if raw_delay else stream.latency_samples  # of what comes out, still to be left out
+    for x in blocks:
+        y = stream.process(x[:, 0] if stream.channels == 1 else x).reshape(-1, stream.outputs)
+        yield y[early:].astype(np.float32, copy=False)
+        early = max(0, early - len(y))
     if not raw_delay:
-        out.append(stream.flush())
-    y = np.concatenate(out).astype(np.float32).reshape(-1, stream.outputs)
-    y = y[: len(x)] if raw_delay else y[stream.latency_samples :]
-    p50, p99, p999 = np.percentile(timed, [50, 99, 99.9]) * 1e3 if timed else (0.0, 0.0, 0.0)
-    report = Report(
-        stream.task, stream.engine.name, stream.latency_ms, cpu / (len(x) / stream.rate), float(p50), float(p99), float(p999),
-        frames, stream.rate, stream.outputs, len(x), repaired,
-    )  # fmt: skip
-    return y, report
+        yield stream.flush().reshape(-1, stream.outputs)[early:].astype(np.float32, copy=False)
+
+
+class Passage:
+    """A recording's way through a stream, as if it were live: iterate over `through` for what comes out, then ask for the `report`.
+
+    realtime: at the speed of sound. raw_delay: leave the delay in. `samples`: how many went in so far.
+    """
+
+    def __init__(self, stream: Stream, *, realtime: bool = False, raw_delay: bool = False) -> None:
+        self.stream, self.realtime, self.raw_delay = stream, realtime, raw_delay
+        self.samples = self.frames = self.repaired_samples = 0
+        self.cpu_s = self._before_s = 0.0
+        self._steps_s = stream.time_steps()
+
+    def _fed(self, blocks: Iterable[F32]) -> Iterator[F32]:
+        started = time.monotonic()
+        for x in blocks:
+            self.samples += len(x)
+            if self.realtime:
+                time.sleep(max(0.0, started + self.samples / self.stream.rate - time.monotonic()))
+            self._before_s = time.process_time()
+            yield x
+        self.frames, self.repaired_samples, self._steps_s = self.stream.frames, self.stream.repaired_samples, self._steps_s[:]
+        self._before_s = time.process_time()
+
+    def through(self, blocks: Iterable[F32]) -> Iterator[F32]:
+        """As `aligned`."""
+        for y in aligned(self.stream, self._fed(blocks), self.raw_delay):
+            self.cpu_s += time.process_time() - self._before_s
+            yield y
+
+    def report(self) -> Report:
+        """Of what went through."""
+        stream, steps_s = self.stream, self._steps_s
+        p50, p99, p999 = np.percentile(steps_s, [50, 99, 99.9]) * 1e3 if steps_s else (0.0, 0.0, 0.0)
+        return Report(
+            stream.task, stream.engine.name, stream.latency_ms, self.cpu_s / (self.samples / stream.rate), float(p50), float(p99), float(p999),
+            self.frames, stream.rate, stream.outputs, self.samples, self.repaired_samples,
+        )  # fmt: skip
+
+
+def process(x: F32, stream: Stream) -> tuple[F32, Report]:
+    """[n, channels] that is in memory, through a stream in blocks of a frame → [n, outputs], the delay removed."""
+    passage = Passage(stream)
+    size = stream.frame_samples
+    y = np.concatenate(list(passage.through(x[at : at + size] for at in range(0, len(x), size))))
+    return y, passage.report()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -177,7 +178,7 @@ class Stream:
             self._overlap = np.zeros((self._slots, self._lane.hop), np.float32)
             self.frames = 0
             self.repaired_samples = 0
-            self.step_seconds: list[float] | None = None
+            self.step_seconds: array[float] | None = None
 
     def ask(self, task: str, voice: Voiceprint | None = None) -> None:
         """Another task, talker or sound, from the next frame on. What was heard is not forgotten; the overlapping windows make the cross-fade.
@@ -190,10 +191,10 @@ class Stream:
             self.task, self.voice = task, voice
             self._state = {k: fresh[k] if k in PINNED else v.copy() for k, v in self._state.items()}  # the engine may give its rows to others
 
-    def time_steps(self) -> list[float]:
-        """Start collecting the seconds every step takes; returns the list that grows."""
+    def time_steps(self) -> array[float]:
+        """Start collecting the seconds every step takes; returns the array that grows."""
         with self._lock:
-            self.step_seconds = []
+            self.step_seconds = array("d")
             return self.step_seconds
 
     def process(self, block: Samples) -> Samples:

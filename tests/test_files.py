@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 
-from voicewire.rt import Stream
+from tools.relay_peer import Wire
+from voicewire.rt import Stream, files
 from voicewire.rt.cli import main
 
 
@@ -128,3 +133,54 @@ def test_output_that_fails_while_writing(wav: Path, capsys: pytest.CaptureFixtur
     """As root permissions do not stop anybody, but a place that is no place does."""
     if Path("/proc").is_dir():
         refuse(capsys, "file", wav, "/proc/out.wav")
+
+
+def test_length_costs_no_memory(tmp_path: Path) -> None:
+    """Forty seconds of stereo at 48 kHz, 15 MB as floats, are read, streamed and written within a fifth of that."""
+    source, target = tmp_path / "long.flac", tmp_path / "out.flac"
+    second = (0.1 * np.random.default_rng(0).standard_normal((48000, 2))).astype(np.float32)
+    with sf.SoundFile(source, "w", 48000, 2) as f:
+        for _ in range(40):
+            f.write(second)
+    tracemalloc.start()
+    recording = files.Recording(source)
+    passage = files.Passage(Stream(48000, 2, mode="each", strength_db=0, engine=Wire()))
+    with files.Writing(target, 48000, 2, recording.subtype, recording.samples) as out:
+        for y in passage.through(recording.blocks(960)):
+            out.write(y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6
+    assert sf.info(target).frames == recording.samples == passage.report().samples == 40 * 48000
+    np.testing.assert_allclose(sf.read(target, stop=48000)[0], sf.read(source, stop=48000)[0], atol=1e-4)
+
+
+def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "out.wav"
+    path.write_bytes(b"what was there")
+    with pytest.raises(RuntimeError), files.Writing(path, 16000, 1) as out:
+        out.write(np.zeros((100, 1), np.float32))
+        raise RuntimeError
+    assert path.read_bytes() == b"what was there" and list(tmp_path.iterdir()) == [path]
+    with files.Writing(path, 16000, 1) as out:
+        out.write(np.full((100, 1), 0.5, np.float32))
+    assert np.array_equal(sf.read(path)[0], np.full(100, 0.5))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit for the size of files here")
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])
+def test_a_full_disk_is_a_line(wav: Path, tmp_path: Path, kind: str) -> None:
+    """A file of the process may be no longer than 4 kB, which is what a full disk is like."""
+    out = tmp_path / f"out.{kind}"
+    limited = "import resource, sys; from voicewire.rt.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", limited, "file", str(wav), str(out)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "could not be written" in done.stderr, done.stderr
+    assert not out.exists() and not list(tmp_path.glob(".*part"))
+
+
+def test_more_than_a_wav_file_can_count(tmp_path: Path) -> None:
+    path = tmp_path / "long.wav"
+    with files.Writing(path, 48000, 2, "PCM_16", samples=1 << 31) as out:
+        out.write(np.full((100, 2), 0.5, np.float32))
+    assert sf.info(path).format == "RF64" and sf.info(path).subtype == "PCM_16"
+    assert np.array_equal(files.read(path)[0], np.full((100, 2), 0.5))

@@ -1,7 +1,8 @@
 """Talkers for the tasks that know a voice: two separate recordings of one person, and mixtures of several people.
 
 Few people are in the cache with more than one long recording, so a person's recordings are joined and cut in two: one part to enrol, one to hear. Half of
-all people drawn are changed in speed, pitch and formants together, both parts alike: another talker for the model's ears.
+all people drawn are changed in speed, pitch and formants together, and half, by a draw of its own, in formants alone, both parts alike: another talker for
+the model's ears.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import numpy as np
 import soxr
 
 from . import degrade
+from .disguise import warp
 from .mixer import Example, Mixer, Rng, recording_gain
 
 LEAST_SECONDS = 2.5  # of one person: an enrolment and something to hear
+FORMANT_OCTAVES = 0.12  # at most, besides what speed does: a throat longer or shorter by a twelfth
 Span = tuple[int, int]
 
 
@@ -79,7 +82,11 @@ class Talkers(Mixer):
             cut = total * first // (first + second)
         else:
             cut = int(rng.integers(need_first, total - need_second))
-        return self._gather(rng, order, 0, cut, first, speed), self._gather(rng, order, cut, total, second, speed)
+        parts = self._gather(rng, order, 0, cut, first, speed), self._gather(rng, order, cut, total, second, speed)
+        if rng.random() < 0.5:
+            octaves = rng.uniform(-FORMANT_OCTAVES, FORMANT_OCTAVES)
+            parts = warp(parts[0], octaves).astype(np.float32), warp(parts[1], octaves).astype(np.float32)
+        return parts
 
     def _gather(self, rng: Rng, clips: list[Span], low: int, high: int, n: int, speed: float) -> np.ndarray:
         """n samples out of [low, high) of the clips laid end to end."""

@@ -6,42 +6,53 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
 from voicewire.engines.sentence import check
 
 from .. import enroll, files
-from ..lane import F32, Samples, check_query_gain, check_voice_strength, to_float, to_int16
+from ..lane import Samples, check_query_gain, check_voice_strength, to_float, to_int16
 from .client import Client
 
 
-async def through(client: Client, x: Samples, *, block_ms: float = 20.0, realtime: bool = False, progress: Callable[[float], None] | None = None) -> Samples:
-    """All of x, [n, channels], through an open client → [n, channels], the declared delay removed."""
-    block = max(1, round(block_ms * client.rate / 1000))
+async def stream_through(client: Client, blocks: Iterable[Samples], *, realtime: bool = False) -> AsyncGenerator[Samples, None]:
+    """Blocks [n, channels], any n, through an open client → [m, channels] each, the declared delay removed, in all as many samples."""
+    fed, given, early = 0, 0, client.latency_samples  # of what comes back the first `early` samples are left out
 
     async def feed() -> None:
+        nonlocal fed
         begin = time.monotonic()
-        for at in range(0, len(x), block):
-            if realtime and (early := begin + min(at + block, len(x)) / client.rate - time.monotonic()) > 0:
-                await asyncio.sleep(early)
-            await client.send(x[at : at + block])
-            if progress:
-                progress(min(1.0, (at + block) / len(x)))
+        for x in blocks:
+            if realtime and (ahead := begin + (fed + len(x)) / client.rate - time.monotonic()) > 0:
+                await asyncio.sleep(ahead)
+            fed += len(x)
+            await client.send(x)
         await client.stop()
 
     feeding = asyncio.create_task(feed())
-    heard = []
     try:
         while (y := await client.receive()) is not None:
-            heard.append(y)
+            late = y[early:]
+            early -= len(y) - len(late)
+            late = late[: fed - given]
+            given += len(late)
+            yield late
         await feeding
     finally:
         feeding.cancel()
-    return np.concatenate(heard)[client.latency_samples :][: len(x)]
+
+
+async def through(client: Client, x: Samples) -> Samples:
+    """All of x, [n, channels], through an open client → [n, channels], the declared delay removed."""
+    size = max(1, client.rate // 50)
+    return np.concatenate([y async for y in stream_through(client, (x[at : at + size] for at in range(0, len(x), size)))])
 
 
 def send_file(
@@ -56,25 +67,34 @@ def send_file(
     files.check_writable(target)
     voice = None if enrolled is None else enroll.file_bytes(enrolled)
     usual = next((t for t, what in (("query", query), ("extract", voice), ("separate", talker)) if what is not None), "restore")
-    x, rate, subtype = files.read(source)
-    whole = subtype == "PCM_16"
-    begin = time.monotonic()
+    recording = files.Recording(source)
+    rate, whole = recording.rate, recording.subtype == "PCM_16"
+    size = max(1, rate * (20 if realtime else 100) // 1000)
+    bar = Progress(console=Console(stderr=True), transient=True, disable=as_json or not sys.stderr.isatty())
+    begin, samples = time.monotonic(), 0
 
-    async def go() -> tuple[Samples, Client]:
+    async def go() -> Client:
+        nonlocal samples
         client = Client(
-            url, rate, channels=x.shape[1], dtype="int16" if whole else "float32", token=token, task=task or usual, voice=voice,
+            url, rate, channels=recording.channels, dtype="int16" if whole else "float32", token=token, task=task or usual, voice=voice,
             query=None if query is None else check(query), talker=talker, query_gain_db=query_gain_db, voice_strength=voice_strength, live=False,
             timed=realtime, say=_say,
         )  # fmt: skip
         async with client:
-            return await through(client, to_int16(x) if whole else x, block_ms=20 if realtime else 100, realtime=realtime), client
+            with files.Writing(target, rate, recording.channels, recording.subtype, recording.samples) as out, bar:
+                shown = bar.add_task(source.name, total=recording.samples)
+                blocks = (to_int16(x) if whole else x for x in recording.blocks(size))
+                async with aclosing(stream_through(client, blocks, realtime=realtime)) as cleaned:
+                    async for y in cleaned:
+                        out.write(to_float(y)[0])
+                        samples += len(y)
+                        bar.update(shown, completed=samples)
+        return client
 
-    y, client = asyncio.run(go())
-    out: F32 = to_float(y)[0]
-    files.write(target, out, rate, subtype)
+    client = asyncio.run(go())
     took = time.monotonic() - begin
     latency_ms: float = client.ready["latency_ms"]
-    report: dict[str, Any] = {"samples": len(y), "sample_rate": rate, "seconds": round(took, 3), "latency_ms": latency_ms, "moves": client.moves}
+    report: dict[str, Any] = {"samples": samples, "sample_rate": rate, "seconds": round(took, 3), "latency_ms": latency_ms, "moves": client.moves}
     report["reconnects"] = client.reconnects
     if client.delays_s:
         p50, p99 = np.percentile(client.delays_s, [50, 99]) * 1e3
@@ -83,7 +103,7 @@ def send_file(
         print(json.dumps(report))
     else:
         delay = f"; delay {report['delay_ms']} ms, {report['there_and_back_p50_ms']} of them there and back" if client.delays_s else ""
-        print(f"{target}: {len(y) / rate:.1f} s at {rate} Hz in {took:.1f} s{delay}")
+        print(f"{target}: {samples / rate:.1f} s at {rate} Hz in {took:.1f} s{delay}")
     return 0
 
 

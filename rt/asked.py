@@ -1,0 +1,64 @@
+"""What `voicewire file` and `voicewire pipe` are asked to do with a sound: their common options, and the stream that these make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .stream import Stream
+
+
+def add_options(p: argparse.ArgumentParser, strength: Callable[[str], float]) -> None:
+    p.add_argument(
+        "--task",
+        help="what to do: restore (default), extract one talker (default with --enroll), query (with --query), separate two talkers, or convert a voice",
+    )
+    p.add_argument(
+        "--enroll",
+        type=Path,
+        metavar="VOICE",
+        help="the talker to extract, or to speak as (convert): a file of voicewire enroll, or a recording of that talker alone",
+    )
+    p.add_argument("--voice-strength", type=float, default=1.0, metavar="X", help="convert: how far to go, from 0 (the talker's own voice) to 1 (the other's)")
+    p.add_argument("--talker", type=int, metavar="N", help="of the talkers that separate tells apart keep one, 1 or 2 (default: each in a channel of its own)")
+    p.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
+    p.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
+    p.add_argument(
+        "--strength",
+        type=strength,
+        metavar="DB",
+        help="take away at most this many dB (restore 26, else 40; 0 changes nothing, 100 is no limit)",
+    )
+    p.add_argument("--engine", default="onnx", help="onnx (default), tensorrt, torch-cuda, auto (the first that works), or torch")
+
+
+def open_stream(a: argparse.Namespace, rate: int, channels: int, mix: bool | None = None) -> Stream:
+    """The stream for these options. mix: treat channels as one (None: only where two talkers are told apart). ValueError with one line for what cannot be."""
+    from voicewire.engines.engine import open_engine, weights_for
+    from voicewire.engines.places import place
+    from voicewire.engines.query import ask
+    from voicewire.engines.voiceprint import Voiceprint, taken_by
+
+    from . import enroll, files
+    from .stream import Stream
+
+    usual = "query" if a.query is not None else "extract" if a.enroll else "separate" if a.talker is not None else "restore"
+    task = a.task or usual
+    engine = open_engine(a.engine, weights_for(usual if task == "restore" else task))
+    files.check_asked(a.query, a.query_gain, a.enroll, a.talker)
+    voice: Voiceprint | None = None
+    if a.query is not None:
+        voice = ask(a.query)
+    elif a.enroll:
+        voice = enroll.load(a.enroll, taken_by(engine))
+    elif a.talker is not None:
+        voice = place(a.talker)
+    if mix is None:
+        mix = task == "separate" and voice is None
+    return Stream(
+        rate, channels, task=task, voice=voice, mode="mix" if mix else "each", strength_db=a.strength, query_gain_db=a.query_gain,
+        voice_strength=a.voice_strength, engine=engine,
+    )  # fmt: skip
