@@ -75,6 +75,8 @@ class Recording:
     """
 
     def __init__(self, path: Path) -> None:
+        if str(path) == "-" or path.is_fifo():
+            raise InputError(f"{path} is no file; for a pipe there is: voicewire pipe")
         if not path.exists():
             raise InputError(f"no file {path}")
         if path.is_dir():
