@@ -22,7 +22,7 @@ def add_options(p: argparse.ArgumentParser, strength: Callable[[str], float]) ->
         metavar="VOICE",
         help="the talker to extract, or to speak as (convert): a file of voicewire enroll, or a recording of that talker alone",
     )
-    p.add_argument("--voice-strength", type=float, default=1.0, metavar="X", help="convert: how far to go, from 0 (the talker's own voice) to 1 (the other's)")
+    p.add_argument("--voice-strength", type=float, metavar="X", help="convert: how far to go, from 0 (the talker's own voice) to 1 (the other's, the default)")
     p.add_argument("--talker", type=int, metavar="N", help="of the talkers that separate tells apart keep one, 1 or 2 (default: each in a channel of its own)")
     p.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
     p.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
@@ -47,8 +47,8 @@ def open_stream(a: argparse.Namespace, rate: int, channels: int, mix: bool | Non
 
     usual = "query" if a.query is not None else "extract" if a.enroll else "separate" if a.talker is not None else "restore"
     task = a.task or usual
+    files.check_asked(a.query, a.query_gain, a.enroll, a.talker, task=task, voice_strength=a.voice_strength)
     engine = open_engine(a.engine, weights_for(usual if task == "restore" else task))
-    files.check_asked(a.query, a.query_gain, a.enroll, a.talker)
     voice: Voiceprint | None = None
     if a.query is not None:
         voice = ask(a.query)
@@ -60,5 +60,5 @@ def open_stream(a: argparse.Namespace, rate: int, channels: int, mix: bool | Non
         mix = task == "separate" and voice is None
     return Stream(
         rate, channels, task=task, voice=voice, mode="mix" if mix else "each", strength_db=a.strength, query_gain_db=a.query_gain,
-        voice_strength=a.voice_strength, engine=engine,
+        voice_strength=1.0 if a.voice_strength is None else a.voice_strength, engine=engine,
     )  # fmt: skip

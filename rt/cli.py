@@ -16,6 +16,8 @@ from .live import commands as live_commands
 from .live.backend import DeviceError
 from .relay.command import add_commands as add_relay
 
+MOST = 1e9  # of anything that is asked for by a number
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # one line instead of usage and a line
@@ -28,8 +30,8 @@ def _positive(text: str) -> float:
         value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be a finite number above 0")
+    if not 0 < value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0, at most {MOST:.0e}")
     return value
 
 

@@ -56,8 +56,7 @@ def _check_place(source: Path, path: Path) -> None:
         raise files.InputError(f"no folder {path.parent} to write {path.name} to; make it first")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise files.InputError(f"{path} may not be written; choose another place")
-    if path.exists() and source.exists() and path.samefile(source):
-        raise files.InputError("IN and OUT are the same file; give another name for the result")
+    files.check_apart(source, path)
 
 
 def _encode(a: argparse.Namespace) -> str:

@@ -34,6 +34,8 @@ def add(sub: Any, positive: Callable[[str], float]) -> None:
 def run(a: argparse.Namespace, console: Console) -> int:
     if not a.out.parent.is_dir() or a.out.is_dir() or not os.access(a.out.parent, os.W_OK):
         raise files.InputError(f"{a.out} cannot be written; choose a file in a folder that is there")
+    if a.input is not None:
+        files.check_apart(a.input, a.out)
     if a.input is None:
         x, rate = record(a.device_in, a.seconds, console)
     else:

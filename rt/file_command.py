@@ -31,8 +31,7 @@ def run(a: argparse.Namespace) -> int:
     from . import files
 
     files.check_writable(a.output)
-    if a.output.exists() and a.input.exists() and a.output.samefile(a.input):
-        raise files.InputError("IN and OUT are the same file; give another name for the result")
+    files.check_apart(a.input, a.output)
     source = files.Recording(a.input)
     stream = asked.open_stream(a, source.rate, source.channels, None if a.channels is None else a.channels == "mix")
     passage = files.Passage(stream, realtime=a.realtime, raw_delay=a.raw_delay)

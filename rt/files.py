@@ -22,6 +22,7 @@ from .stream import Stream
 F32 = NDArray[np.float32]
 BLOCK_SAMPLES = 1 << 16  # read or written at once where the size does not matter
 WIDEST_BYTES = 8  # of one sample in a file
+PLAIN = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # other subtypes are codings of their containers
 MOST_RIFF_BYTES = 0xFFFF0000  # 32 bits count what is in a WAV file
 
 
@@ -81,7 +82,7 @@ class Recording:
             raise InputError(f"no file {path}")
         if path.is_dir():
             raise InputError(f"{path} is a folder; give one audio file")
-        self.path = path
+        self.path, self.samples = path, 0
         try:
             _check_whole(path)
             with sf.SoundFile(path) as f:
@@ -99,7 +100,8 @@ class Recording:
     def blocks(self, size: int) -> Iterator[F32]:
         """From the beginning: [size, channels] float32 each, the last one shorter."""
         with sf.SoundFile(self.path) as f:
-            while len(x := f.read(size, dtype="float32", always_2d=True)):
+            f.seekable = lambda: False  # soundfile seeks after every read, and every seek spoils what follows in an MP3 file
+            while len(x := f.read(min(size, self.samples or size), dtype="float32", always_2d=True)):
                 yield x
 
 
@@ -119,27 +121,40 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path} may not be written; choose another place")
 
 
-def check_asked(query: str | None, query_gain_db: float | None, enrolled: Path | None, talker: int | None = None) -> None:
-    """InputError for options of `file`, `live` and `send` that do not go together."""
+def check_apart(source: Path, target: Path) -> None:
+    """InputError where a file would be written over what it is made of, or over what is no file."""
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError("IN and OUT are the same file; give another name for the result")
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise InputError(f"{target} is no file to write to; give another name for the result")
+
+
+def check_asked(
+    query: str | None, query_gain_db: float | None, enrolled: Path | None, talker: int | None = None, *,
+    task: str | None = None, voice_strength: float | None = None,
+) -> None:  # fmt: skip
+    """InputError for options of `file`, `pipe`, `live` and `send` that do not go together."""
     asked = [name for name, value in (("--query", query), ("--enroll", enrolled), ("--talker", talker)) if value is not None]
     if len(asked) > 1:
         raise InputError(f"{' and '.join(asked)} are several tasks; give one of them")
     if query_gain_db is not None and query is None:
         raise InputError("--query-gain changes how loud a queried sound is; say which with --query")
+    if voice_strength is not None and task != "convert":
+        raise InputError("--voice-strength says how far to go towards another voice; it goes with --task convert")
 
 
 class Writing:
     """An audio file in the making: `with Writing(…) as out: out.write(y)`. When the block has ended the file is there, whole; after an error it is not.
 
-    It keeps the sample format of the source, `subtype`, where the container can. samples: how many there will be, if that is known; a WAV file that
-    would pass 4 GB is written as RF64, its form for that. InputError where it cannot be written.
+    It keeps the sample format of the source, `subtype`, where that is one of plain samples and the container can. samples: how many there will be, if that
+    is known; a WAV file that would pass 4 GB is written as RF64, its form for that. InputError where it cannot be written.
     """
 
     def __init__(self, path: Path, rate: int, channels: int, subtype: str | None = None, samples: int = 0) -> None:
         kind = {".aif": "AIFF", ".opus": "OGG"}.get(path.suffix.lower(), path.suffix[1:].upper())
         if path.suffix.lower() == ".opus":
             subtype = "OPUS"
-        if subtype is None or not sf.check_format(kind, subtype):
+        elif subtype is None or not subtype.startswith(PLAIN) or not sf.check_format(kind, subtype):
             subtype = sf.default_subtype(kind)
         if kind == "WAV" and samples * channels * WIDEST_BYTES > MOST_RIFF_BYTES:
             kind = "RF64"

@@ -20,6 +20,7 @@ from . import asked
 F32 = NDArray[np.float32]
 PIECE_BYTES = 1 << 16  # read at once, at most: what a pipe of Linux holds
 FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
+MOST_CHANNELS = 64
 HINT = "for example: ffmpeg -i talk.mp4 -f s16le -ac 1 -ar 48000 - | voicewire pipe --rate 48000 > clean.raw"
 
 
@@ -49,15 +50,20 @@ def run(a: argparse.Namespace) -> int:
     from .files import InputError, aligned
     from .lane import to_int16
 
-    if sys.stdin.isatty() or sys.stdout.isatty():
+    if sys.stdin is None or sys.stdout is None or sys.stdin.isatty() or sys.stdout.isatty():
         raise InputError(f"pipe takes samples on standard input and gives them on standard output; {HINT}")
+    if not 1 <= a.channels <= MOST_CHANNELS:
+        raise InputError(f"--channels is 1 to {MOST_CHANNELS}, not {a.channels}")
     stream, kind = asked.open_stream(a, a.rate, a.channels), FORMATS[a.format]
     repaired = 0
     for y in aligned(stream, blocks(sys.stdin.fileno(), kind, a.channels)):
         repaired = max(repaired, stream.repaired_samples)
         data = memoryview((to_int16(y).astype(kind) if kind.kind == "i" else y.astype(kind)).tobytes())
-        while len(data):
-            data = data[os.write(sys.stdout.fileno(), data) :]
+        try:
+            while len(data):
+                data = data[os.write(sys.stdout.fileno(), data) :]
+        except OSError as e:
+            raise InputError(f"standard output takes no more: {e.strerror}") from None
     if repaired:
         print(f"voicewire: {repaired} samples were not finite and were replaced by silence", file=sys.stderr)
     return 0

@@ -187,3 +187,42 @@ def test_more_than_a_wav_file_can_count(tmp_path: Path) -> None:
         out.write(np.full((100, 2), 0.5, np.float32))
     assert sf.info(path).format == "RF64" and sf.info(path).subtype == "PCM_16"
     assert np.array_equal(files.read(path)[0], np.full((100, 2), 0.5))
+
+
+def test_mp3_in_blocks_is_mp3_at_once(tmp_path: Path, noisy: np.ndarray) -> None:
+    """soundfile seeks after every read, and a seek in an MP3 file spoils the frames after it."""
+    path = tmp_path / "in.mp3"
+    sf.write(path, noisy[:32000], 16000)
+    with sf.SoundFile(path) as f:
+        whole = f.read(dtype="float32", always_2d=True)
+    for size in (320, 1000, 1 << 16):
+        np.testing.assert_allclose(np.concatenate(list(files.Recording(path).blocks(size))), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "subtype", "target", "wanted"), [("mp3", None, "wav", "PCM_16"), ("wav", "IMA_ADPCM", "wav", "PCM_16"), ("wav", "ULAW", "flac", "PCM_16")]
+)
+def test_codings_of_one_container_do_not_go_into_another(tmp_path: Path, source: str, subtype: str | None, target: str, wanted: str) -> None:
+    a, b = tmp_path / f"in.{source}", tmp_path / f"out.{target}"
+    sf.write(a, 0.1 * np.random.default_rng(0).standard_normal(8000), 16000, subtype=subtype)
+    assert main(["file", str(a), str(b), "--strength", "0"]) == 0
+    assert sf.info(b).subtype == wanted and sf.info(b).frames == files.Recording(a).samples
+
+
+def test_nothing_is_written_over_what_it_is_made_of(wav: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = wav.read_bytes()
+    assert "same file" in refuse(capsys, "enroll", wav, "-o", wav)
+    assert "same file" in refuse(capsys, "send", wav, wav, "--url", "ws://127.0.0.1:1")
+    assert wav.read_bytes() == before
+    os.mkfifo(tmp_path / "fifo")
+    assert "no file to write to" in refuse(capsys, "codec", "encode", wav, tmp_path / "fifo")
+    assert (tmp_path / "fifo").is_fifo()
+
+
+def test_numbers_without_measure_and_options_without_use(wav: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.wav"
+    assert "at most" in refuse(capsys, "file", wav, out, "--block-ms", "1e307")
+    assert "convert" in refuse(capsys, "file", wav, out, "--voice-strength", "0.5")
+    assert "convert" in refuse(capsys, "send", wav, out, "--voice-strength", "0.5")
+    assert main(["file", str(wav), str(out), "--block-ms", "1e9", "--strength", "0"]) == 0
+    assert main(["codec", "encode", str(wav), str(tmp_path / "a.tok"), "--variable", "--cap-ms", "1e9"]) == 0

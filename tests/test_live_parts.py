@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -329,13 +330,37 @@ def test_service_file_names_this_python(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_recorder_aligns_and_never_blocks(tmp_path: Path) -> None:
     x = np.random.default_rng(0).uniform(-0.5, 0.5, 4800).astype(np.float32)
-    recorder = Recorder(tmp_path / "new", 16000, 480)
+    told: list[str] = []
+    recorder = Recorder(tmp_path / "new", 16000, 480, told.append)
     late = np.concatenate([np.zeros(480, np.float32), x])[:4800]  # what a model with 480 samples of delay would give
     for at in range(0, 4800, 160):
         recorder.add(x[at : at + 160], late[at : at + 160])
     recorder.close()
     before, after = (sf.read(p, dtype="float32")[0] for p in recorder.paths)
-    assert len(before) == len(after) == 5280
+    assert len(before) == len(after) == 5280 and not told
     np.testing.assert_allclose(before[:4800], after[:4800], atol=1e-6)
     with pytest.raises(OSError):
-        Recorder(Path("/proc/nowhere"), 16000, 480)
+        Recorder(Path("/proc/nowhere"), 16000, 480, told.append)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit for the size of files here")
+def test_a_full_disk_ends_the_recording_and_nothing_else(tmp_path: Path) -> None:
+    """A file of the process may be no longer than 64 kB: one line says so, whoever adds never waits, and the end comes at once."""
+    recorded = """
+import resource, sys, time, numpy as np
+from pathlib import Path
+from voicewire.rt.live.record import Recorder
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+told = []
+recorder = Recorder(Path(sys.argv[1]), 48000, 480, told.append)
+x = 0.3 * np.random.default_rng(0).standard_normal(480).astype("f")
+for _ in range(20):
+    for _ in range(100):
+        recorder.add(x, x)
+    time.sleep(0.05)
+recorder.close()
+print(len(told), told[0], recorder._thread.is_alive())
+"""
+    done = subprocess.run([sys.executable, "-c", recorded, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("1 ") and "no more is recorded" in done.stdout and done.stdout.endswith("False\n")

@@ -97,6 +97,7 @@ def test_refusals(tmp_path: Path) -> None:
         (("--rate", "4000"), b"8000 to 48000"),
         ((), b"--rate"),
         (("--rate", "16000", "--channels", "0"), b"channels"),
+        (("--rate", "16000", "--channels", "100000"), b"channels"),
         (("--rate", "16000", "--format", "mp3"), b"--format"),
         (("--rate", "16000", "--enroll", str(tmp_path / "nobody.voice")), b"no file"),
         (("--rate", "16000", "--task", "sing"), b"unknown"),
@@ -113,3 +114,16 @@ def test_a_terminal_is_no_pipe() -> None:
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_ends_that_are_not_there() -> None:
+    """A full disk, and standard input or output that was closed: a line each."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*COMMAND, "--rate", "16000"], input=bytes(6400), stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"takes no more" in done.stderr
+    for closed in ("<&-", ">&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {closed}', "sh", *COMMAND, "--rate", "16000"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"ffmpeg" in done.stderr, done.stderr

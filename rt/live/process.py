@@ -113,13 +113,16 @@ class AudioProcess:
             self._recorder.close()
             self._recorder = None
         if self.settings["record"] and self._recorder is None:
-            self._recorder = Recorder(Path(self.settings["record"]), rate_in, self.stream.latency_samples)
+            self._recorder = Recorder(Path(self.settings["record"]), rate_in, self.stream.latency_samples, self._not_recorded)
         s = self.settings
         self._pipeline = Pipeline(
             self.stream, channels_in, rate_out, channels_out, period_s=s["period_ms"] / 1e3, cushion_s=s["cushion_ms"] / 1e3,
             controls=self.controls, log=self.log, meter=self.meter, lost=self._on_lost, recorder=self._recorder,
         )  # fmt: skip
         return self._pipeline
+
+    def _not_recorded(self, why: str) -> None:  # from the recorder's thread
+        self.log.add("not_recorded", cause=why)
 
     def _on_lost(self) -> None:  # from the back end's thread
         self._lost = True
@@ -190,9 +193,11 @@ class AudioProcess:
                     self._report(self._session)
         finally:
             self._close()
+            self._forget_virtual()  # first: a disk that stands still must not leave devices behind
             if self._recorder:
                 self._recorder.close()
-            self._forget_virtual()
+            for e in self.log.fresh():
+                say(event=e.__dict__)
         return 0
 
     def _forget_virtual(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,17 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 _QUEUED = 500  # blocks; a disk that stalls longer loses recording, never live audio
+_CLOSE_S = 2.0  # twice; whoever owns this process waits five seconds for it
 
 
 class Recorder:
-    """Two mono 24-bit FLAC files of the same length in `folder`: DATE-before.flac and DATE-after.flac. OSError if it cannot be written."""
+    """Two mono 24-bit FLAC files of the same length in `folder`: DATE-before.flac and DATE-after.flac. OSError if it cannot be written.
 
-    def __init__(self, folder: Path, rate: int, latency_samples: int) -> None:
-        self.rate = rate
+    failed: called with one line when no more can be written; what comes after that is not recorded, and live audio goes on.
+    """
+
+    def __init__(self, folder: Path, rate: int, latency_samples: int, failed: Callable[[str], None]) -> None:
+        self.rate, self._failed = rate, failed
         folder.mkdir(parents=True, exist_ok=True)
         stem = time.strftime("%Y%m%d-%H%M%S")
         if (folder / f"{stem}-before.flac").exists():
@@ -44,13 +50,24 @@ class Recorder:
             self.lost_blocks += 1
 
     def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join(5)
+        with contextlib.suppress(queue.Full):  # a disk that stands still
+            self._queue.put(None, timeout=_CLOSE_S)
+        self._thread.join(_CLOSE_S)
+        if self.lost_blocks:
+            self._failed(f"{self.lost_blocks} blocks are missing in {self.paths[0].parent}: the disk was too slow")
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            for file, x in zip(self._files, item, strict=True):
-                file.write(x)
-        self._files[1].write(np.zeros(self._held, np.float32))
-        for file in self._files:
-            file.close()
+        try:
+            while (item := self._queue.get()) is not None:
+                for file, x in zip(self._files, item, strict=True):
+                    file.write(x)
+            self._files[1].write(np.zeros(self._held, np.float32))
+            for file in self._files:
+                file.close()
+        except (sf.LibsndfileError, OSError, AssertionError) as e:  # (soundfile asserts that all was written: a full disk)
+            self._failed(f"{self.paths[0].parent}: no more is recorded ({str(e) or 'is the disk full?'})")
+            for file in self._files:
+                with contextlib.suppress(sf.LibsndfileError, OSError, AssertionError):
+                    file.close()
+            while self._queue.get() is not None:  # what comes has nowhere to go
+                pass

@@ -38,6 +38,8 @@ class Vonage:
     Starts at `websocket:connected` with the rate its content-type names; a client that sends audio first is taken to mean 16 kHz.
     """
 
+    second_messages = 0.0
+
     def __init__(self) -> None:
         self._start: Start | None = None
         self._marks: dict[str, Any] = {}  # payloads of `notify` that wait for their turn
@@ -97,6 +99,8 @@ def _vonage_rate(content_type: object) -> int:
 
 class Twilio:
     """JSON text only: base64 µ-law, 8 kHz, mono. Only the inbound track is processed, and sent back as media to play."""
+
+    second_messages = 0.0
 
     def __init__(self) -> None:
         self._sid: str | None = None

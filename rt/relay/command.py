@@ -63,7 +63,7 @@ def add_commands(sub: Any) -> None:
         help="what to do: restore (default), extract one talker (default with --enroll), query (default with --query), separate (with --talker), or convert",
     )
     c.add_argument("--enroll", type=Path, metavar="VOICE", help="the talker to extract, or to speak as: a file of voicewire enroll, or a recording")
-    c.add_argument("--voice-strength", type=float, default=1.0, metavar="X", help="convert: how far to go, from 0 (the talker's own voice) to 1 (the other's)")
+    c.add_argument("--voice-strength", type=float, metavar="X", help="convert: how far to go, from 0 (the talker's own voice) to 1 (the other's, the default)")
     c.add_argument("--talker", type=int, metavar="N", help="of two talkers that nobody enrolled keep one, 1 or 2")
     c.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
     c.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 14  # a read; more would let one client's flood of small messages keep the others waiting
 QUERY_MESSAGES = 20  # that words are as much work as
 TEXT_BYTES = 1024  # of text are work as a message is: a voiceprint has 40 kB, and is unpacked
+TURN_S = 0.005  # of one connection's messages, before the others have theirs
+MOST_WAITING = 16  # times `write_bytes` may wait for somebody who reads nothing
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
@@ -45,6 +47,9 @@ class Connection(ServerConnection):
         self._over = self._held = False
         self._corked: list[bytes] | None = None  # answers that wait for the end of a read
         self._waiting: deque[Event] | None = None  # what came after something that is being made ready
+        self._backlog: deque[tuple[bytes, bool]] = deque()  # messages that have come and whose turn it is not yet
+        self._resting = False  # until `_rest` is called
+        self._turn_ends = 0.0
         self.adapter: Adapter | None = None
         self.session: Session | None = None
         self.clogged = False
@@ -59,6 +64,7 @@ class Connection(ServerConnection):
 
     def data_received(self, data: bytes) -> None:
         self.read_s = time.monotonic()
+        self._turn_ends = self.read_s + TURN_S
         if self.session is not None and self._unparsed == 0 and not self._over:
             payloads, taken = whole_messages(data, self._relay.limits.message_bytes)
             self._corked = []
@@ -97,6 +103,13 @@ class Connection(ServerConnection):
     def _message(self, data: bytes, text: bool) -> None:
         if self._over or self.adapter is None:
             return
+        if self._resting or time.monotonic() > self._turn_ends:
+            self._backlog.append((data, text))
+            self._rest_for(0)
+            return
+        self._read(self.adapter, data, text)
+
+    def _read(self, adapter: Adapter, data: bytes, text: bool) -> None:
         try:
             said: str | bytes = data
             if text:
@@ -105,7 +118,9 @@ class Connection(ServerConnection):
                     said = data.decode()
                 except UnicodeDecodeError:
                     raise ProtocolError("bad_json", "a text message must be UTF-8") from None
-            for event in self.adapter.receive(said):
+            for event in adapter.receive(said):
+                if isinstance(event, Sound) and self.session is not None:
+                    self._allowance -= adapter.second_messages * len(event.samples) / self.session.start.rate
                 if self._waiting is None:
                     self._take(event)
                 else:
@@ -179,19 +194,38 @@ class Connection(ServerConnection):
         except Exception as e:
             self._relay.fault(self, e)
 
-    def _pace(self) -> None:
+    def _pace(self, messages: int = 1) -> None:
         """Frames that come too fast are read more slowly."""
-        self._allowance -= 1
+        self._allowance -= messages
         if self._allowance <= 0:
             now, most = time.monotonic(), self._relay.limits.messages_per_s
             self._allowance = max(-most, min(2 * most, self._allowance + (now - self._refilled) * most))
             self._refilled = now
-            if self._allowance <= 0 and not self._held:
-                self.hold(True)
-                self.loop.call_later(0.05 - self._allowance / most, self._rest)
+            if self._allowance <= 0 and not self._resting:
+                self._rest_for(0.05 - self._allowance / most)
+
+    def _rest_for(self, seconds: float) -> None:
+        """Read nothing until then; what has come waits, too."""
+        if not self._resting:
+            self._resting = True
+            self.hold(True)
+            self.loop.call_later(seconds, self._rest)
 
     def _rest(self) -> None:
-        if self._waiting is None and (self.session is None or not self.session.held):
+        """A turn for what has come; then more may come."""
+        self._resting = False
+        self._turn_ends = time.monotonic() + TURN_S
+        if self._over:
+            self._backlog.clear()
+        self._corked = []
+        while self._backlog and self.adapter is not None and not self._resting and time.monotonic() < self._turn_ends:
+            self._read(self.adapter, *self._backlog.popleft())
+            self._pace(0)
+        answers, self._corked = self._corked, None
+        self._write(answers)
+        if self._backlog:
+            self._rest_for(0)
+        elif not self._resting and self._waiting is None and (self.session is None or not self.session.held):
             self.hold(False)
 
     def refuse(self, error: ProtocolError) -> None:
@@ -221,9 +255,11 @@ class Connection(ServerConnection):
     def _write(self, frames: list[bytes]) -> None:
         if frames and not self.transport.is_closing():
             self.transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+            if self.transport.get_write_buffer_size() > MOST_WAITING * self._relay.limits.write_bytes:
+                self.transport.abort()  # asks, and does not take the answers
 
     def hold(self, still: bool) -> None:
-        self._held = still = still or (self._waiting is not None and not self._over)
+        self._held = still = still or ((self._waiting is not None or self._resting) and not self._over)
         self.read_s = time.monotonic()  # what came meanwhile may wait behind audio
         if not self.transport.is_closing():
             (self.transport.pause_reading if still else self.transport.resume_reading)()
@@ -232,7 +268,7 @@ class Connection(ServerConnection):
         if not self._over:
             self._over = True
             self.hold(False)
-            self._relay.later(self.close(code, reason.encode()[:120].decode(errors="ignore")))
+            self._relay.later(self.close(code, reason.encode(errors="replace")[:120].decode(errors="ignore")))
 
     def enroll(self, session: Session, heard: Samples) -> None:
         self._relay.later(self._relay.enroll(session, self, heard))

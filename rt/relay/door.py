@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
@@ -135,7 +136,12 @@ class FrontDoor:
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
-            connection, _ = await self._loop.sock_accept(listener)
+            try:
+                connection, _ = await self._loop.sock_accept(listener)
+            except OSError as e:  # no descriptor is left, or the client has gone already
+                log.info(f'{{"event": "not accepted", "why": {json.dumps(e.strerror or str(e))}}}')
+                await asyncio.sleep(0.1)
+                continue
             with connection:
                 while (i := self._choose()) is None:  # noqa: ASYNC110  (a worker says so in shared memory)
                     await asyncio.sleep(0.02)

@@ -128,7 +128,9 @@ class Reply:
 
 
 class Adapter(Protocol):
-    """One dialect on one connection; see the top of this file."""
+    """One dialect on one connection; see the top of this file. second_messages: reading a second of its sound is as much work as so many messages more."""
+
+    second_messages: float
 
     def receive(self, message: str | bytes) -> Sequence[Event]:
         """One message → events. ProtocolError for what cannot be used."""

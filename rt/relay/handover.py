@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import secrets
@@ -77,8 +78,13 @@ class Folder:
         return data
 
     def _sweep(self) -> None:
-        old = time.time() - KEEP_S
-        files = sorted(self._folder.glob("*"), key=lambda p: p.stat().st_mtime if p.exists() else 0)
-        for path in files:
-            if len(files) > MOST or (path.exists() and path.stat().st_mtime < old):
-                path.unlink(missing_ok=True)
+        """Nothing but what is ours: the folder may hold other things."""
+        old, ours = time.time() - KEEP_S, []
+        for path in self._folder.iterdir():
+            if _NAME.fullmatch(path.stem) and path.suffix in (".stream", ".part", ".taken"):
+                with contextlib.suppress(OSError):  # another worker has just taken it
+                    ours.append((path.stat().st_mtime, path))
+        for i, (made, path) in enumerate(sorted(ours, reverse=True)):
+            if i >= MOST or made < old:
+                with contextlib.suppress(OSError):
+                    path.unlink()

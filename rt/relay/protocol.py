@@ -247,6 +247,7 @@ class V1:
     def __init__(self) -> None:
         self._start: Start | None = None
         self._codec: Codec
+        self.second_messages = 0.0
         self._next: tuple[int, int] | None = None  # sequence and capture time that the next message would have
 
     def receive(self, message: str | bytes) -> Sequence[Event]:
@@ -272,8 +273,9 @@ class V1:
 
             self._codec = Opus(start.rate, start.channels)
         elif kind == "tokens":
-            from .tokens import Tokens
+            from .tokens import SECOND_MESSAGES, Tokens
 
+            self.second_messages = SECOND_MESSAGES
             self._codec = Tokens(start.rate, start.channels, _text(message, "weights", None))
         else:
             self._codec = Raw(kind, start.channels)

@@ -36,9 +36,20 @@ async def stream_through(client: Client, blocks: Iterable[Samples], *, realtime:
             await client.send(x)
         await client.stop()
 
+    async def receive() -> Samples | None:
+        """The next block; what went wrong with feeding, if that is what there is."""
+        hearing = asyncio.ensure_future(client.receive())
+        try:
+            await asyncio.wait((hearing, feeding), return_when=asyncio.FIRST_COMPLETED)
+            if not hearing.done():
+                await feeding
+            return await hearing
+        finally:
+            hearing.cancel()
+
     feeding = asyncio.create_task(feed())
     try:
-        while (y := await client.receive()) is not None:
+        while (y := await receive()) is not None:
             late = y[early:]
             early -= len(y) - len(late)
             late = late[: fed - given]
@@ -57,14 +68,15 @@ async def through(client: Client, x: Samples) -> Samples:
 
 def send_file(
     source: Path, target: Path, url: str, *, token: str | None = None, task: str | None = None, enrolled: Path | None = None, talker: int | None = None,
-    query: str | None = None, query_gain_db: float | None = None, voice_strength: float = 1.0, realtime: bool = False, as_json: bool = False,
+    query: str | None = None, query_gain_db: float | None = None, voice_strength: float | None = None, realtime: bool = False, as_json: bool = False,
 ) -> int:  # fmt: skip
     """`voicewire send`: a file through a relay. enrolled: a voiceprint file, or a recording to make one of here. talker: of two unknown ones,
     1 or 2. query: the sound to keep, in words; query_gain_db and voice_strength: see `Stream`. ValueError with one line when it cannot be done."""
-    files.check_asked(query, query_gain_db, enrolled, talker)
+    files.check_asked(query, query_gain_db, enrolled, talker, task=task, voice_strength=voice_strength)
     check_query_gain(query_gain_db)
-    check_voice_strength(voice_strength)
+    strength = check_voice_strength(1.0 if voice_strength is None else voice_strength)
     files.check_writable(target)
+    files.check_apart(source, target)
     voice = None if enrolled is None else enroll.file_bytes(enrolled)
     usual = next((t for t, what in (("query", query), ("extract", voice), ("separate", talker)) if what is not None), "restore")
     recording = files.Recording(source)
@@ -77,7 +89,7 @@ def send_file(
         nonlocal samples
         client = Client(
             url, rate, channels=recording.channels, dtype="int16" if whole else "float32", token=token, task=task or usual, voice=voice,
-            query=None if query is None else check(query), talker=talker, query_gain_db=query_gain_db, voice_strength=voice_strength, live=False,
+            query=None if query is None else check(query), talker=talker, query_gain_db=query_gain_db, voice_strength=strength, live=False,
             timed=realtime, say=_say,
         )  # fmt: skip
         async with client:

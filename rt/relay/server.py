@@ -208,7 +208,10 @@ class Relay:
                 elif now - session.heard > self.limits.idle_timeout_s and not session.held:
                     connection.refuse(ProtocolError("idle", f"no audio for {self.limits.idle_timeout_s:.0f} s", fatal=True))
             if self._handover:
-                await self._handover.sweep()
+                try:
+                    await self._handover.sweep()
+                except Exception as e:  # is tried again in a second; what else this clock does must go on
+                    self._say("handover", fault=f"{type(e).__name__}: {e}")
 
     def _say_engine(self) -> None:
         """What steps, at the start and whenever that changes: a GPU that is lost is replaced by the CPU."""

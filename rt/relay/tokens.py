@@ -18,7 +18,8 @@ from ..codec_format import TokenError, pack_bits, unpack_bits
 from ..lane import Samples, to_int16
 from .events import ProtocolError
 
-MOST_FRAMES = FRAMES_PER_SECOND  # a message: they are decoded where they arrive
+MOST_FRAMES = 10  # a message: they are decoded where they arrive, while all others wait
+SECOND_MESSAGES = 10.0 * FRAMES_PER_SECOND  # see `events.Adapter`
 
 
 @cache
