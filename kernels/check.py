@@ -69,6 +69,7 @@ class OnDevice:
                 checked(d.cuMemcpyHtoD(self._held[-1], value.ctypes.data, value.nbytes))
                 value = int(self._held[-1])
             values.append(value)
+        checked(d.cuCtxSynchronize())  # the launch is in another stream than the copies, which may still be under way
         return pack(self._kernel, *values)
 
     def fetch(self) -> None:

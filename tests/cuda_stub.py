@@ -36,6 +36,7 @@ class Runtime:
         self._memory: dict[int, NDArray[np.uint8]] = {}
         self._recording: list[Callable[[], None]] | None = None
         self._graphs: dict[int, list[Callable[[], None]]] = {}
+        self._captured = 0
         self._without_driver = real.cudaGetDeviceCount()[0] == real.cudaError_t.cudaErrorInsufficientDriver
 
     def __getattr__(self, name: str) -> Any:
@@ -117,8 +118,9 @@ class Runtime:
         if not self.captures:
             return real.cudaError_t.cudaErrorStreamCaptureInvalidated, None
         assert work is not None
-        self._graphs[len(self._graphs) + 1] = work
-        return real.cudaGraph_t(len(self._graphs))
+        self._captured += 1
+        self._graphs[self._captured] = work
+        return real.cudaGraph_t(self._captured)
 
     def do_cudaGraphGetNodes(self, graph: Any) -> Any:
         return OK, None, len(self._graphs[int(graph)])
@@ -129,6 +131,12 @@ class Runtime:
     def do_cudaGraphUpload(self, graph: Any, stream: Any) -> None: ...
 
     def do_cudaGraphDestroy(self, graph: Any) -> None: ...
+
+    def do_cudaStreamSynchronize(self, stream: Any) -> None:
+        assert self._recording is None, "the host waits while capturing"
+
+    def do_cudaGraphExecDestroy(self, graph: Any) -> None:
+        del self._graphs[int(graph)]
 
     def do_cudaGraphLaunch(self, graph: Any, stream: Any) -> None:
         for work in self._graphs[int(graph)]:

@@ -32,7 +32,7 @@ def lowered(bucket: int, precision: Precision = "fp32") -> bytes:
 class FakeBuilder:
     """TensorRT's place: what it "builds" is the ONNX. built: how often it was asked."""
 
-    def __init__(self, capability: tuple[int, int] | None = None) -> None:
+    def __init__(self, capability: tuple[int, int] | None = None, device: str = "") -> None:
         self.tag, self.built = f"fake 1 {capability}", 0
 
     def build(self, onnx: bytes, progress: Callable[[float], None] = lambda share: None) -> bytes:

@@ -20,7 +20,7 @@ from voicewire.engines import Engine, EngineError, open_engine
 from voicewire.engines.contract import EngineSteps, verify_contract
 from voicewire.engines.engine import WEIGHTS, State, copy_state
 from voicewire.engines.gpu import chain, trt
-from voicewire.engines.gpu.device import DeviceLost
+from voicewire.engines.gpu.device import CaptureFailed, DeviceLost
 from voicewire.engines.gpu.ends import Ends
 from voicewire.engines.gpu.engine import GpuEngine
 from voicewire.engines.gpu.fake import FakeDevice
@@ -29,7 +29,7 @@ from voicewire.engines.gpu.plans import Plans
 from voicewire.engines.gpu.resident import MIRRORED
 from voicewire.engines.gpu.slots import DeviceSlots
 from voicewire.engines.gpu.stepper import CapturedStepper, bucket_for
-from voicewire.engines.gpu.torch_stepper import TorchStepper
+from voicewire.engines.gpu.torch_stepper import TorchStepper, _Guard
 from voicewire.engines.gpu.verify import compare, noise
 from voicewire.rt import Stream
 
@@ -477,3 +477,17 @@ def test_states_are_packed_and_unpacked(engine: Engine) -> None:
     there = layout().unpack(layout().pack(copy_state(state)))
     assert list(there) == list(state)
     assert all(np.array_equal(there[k], v) and there[k].dtype == v.dtype for k, v in state.items())
+
+
+def test_errors_of_pytorchs_gpu_libraries_are_a_lost_device() -> None:
+    """They are RuntimeErrors of many wordings; what is ours stays what it is, and on a CPU there is no device to lose."""
+    for error in (RuntimeError("CUDA error: an illegal memory access"), RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")):
+        with pytest.raises(DeviceLost), _Guard(True):
+            raise error
+        with pytest.raises(RuntimeError, match="err") as told, _Guard(False):
+            raise error
+        assert not isinstance(told.value, DeviceLost)
+    for ours in (EngineError("compiling the CUDA kernels needs NVRTC"), CaptureFailed("CUDA: no")):
+        with pytest.raises(type(ours)) as told, _Guard(True):
+            raise ours
+        assert told.value is ours

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from gpu_tools import layout, lowered
 
 from voicewire.engines import Engine, EngineError
 from voicewire.engines.contract import EngineSteps, verify_contract
+from voicewire.engines.gpu import cuda
 from voicewire.engines.gpu.cuda import CudaDevice, capability
+from voicewire.engines.gpu.device import CaptureFailed
 from voicewire.engines.gpu.engine import GpuEngine
 from voicewire.engines.gpu.slots import DeviceSlots
 from voicewire.engines.gpu.stepper import CapturedStepper
@@ -95,9 +99,38 @@ def test_no_room_and_a_foreign_engine_are_refused_in_one_line(runtime: Runtime, 
 
 def test_memory_is_given_back(runtime: Runtime, engine: Engine) -> None:
     gpu = engine_on(engine)
-    before = len(runtime._memory)
+    before, graphs = len(runtime._memory), set(runtime._graphs)
     slots = gpu.slots(2)
     slots.prepare(2)
     slots.close()
     pinned = 1 + 2 * 2 * 2  # kept: what was fetched are views of it
-    assert len(runtime._memory) == before + pinned
+    assert len(runtime._memory) == before + pinned and set(runtime._graphs) == graphs
+    gpu.close()
+    assert not runtime._graphs
+
+
+def test_nothing_is_collected_while_capturing(runtime: Runtime) -> None:
+    """Work that cannot be had, and garbage with a graph in it: the capture ends, and the first is a reason to enqueue."""
+    device, collecting = CudaDevice(), gc.isenabled()
+
+    def work() -> None:
+        assert not gc.isenabled()
+        raise EngineError("no compiler")
+
+    with pytest.raises(CaptureFailed, match="no compiler"):
+        device.capture(work)
+    assert runtime._recording is None and gc.isenabled() == collecting
+
+
+def test_a_package_that_does_not_fit_the_driver(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pybind11 tells it by a TypeError."""
+
+    def refused(log: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(cuda.trt, "module", lambda: SimpleNamespace(__name__="tensorrt", __version__="10", Runtime=refused, Builder=refused))
+    with pytest.raises(EngineError, match="tensorrt 10 gives no Runtime here"):
+        CudaDevice().load(b"plan")
+    with pytest.raises(EngineError, match="gives no Builder here"):
+        cuda.trt.TrtBuilder((9, 0)).build(b"onnx")
+    assert cuda.name() == "stub" and cuda.trt.TrtBuilder((9, 0), cuda.name()).tag == "tensorrt 10 sm_90 stub"

@@ -27,7 +27,7 @@ def plans_for(
 ) -> Plans:
     """The engines for a GPU of this compute capability, None for any that the package can build for. EngineError without TensorRT."""
     layout = Layout(OnnxEngine(weights).init_state(1))
-    return Plans(weights / "model.onnx", layout, precision, trt.TrtBuilder(capability), progress)
+    return Plans(weights / "model.onnx", layout, precision, trt.TrtBuilder(capability, cuda.name() if capability else ""), progress)
 
 
 def open_tensorrt(weights: Path, threads: int = 1, precision: Precision = PRECISION, graphs: bool = True) -> GpuEngine:

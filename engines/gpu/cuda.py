@@ -19,7 +19,7 @@ from voicewire.kernels import Kernel, KernelError, launch
 
 from ..engine import EngineError
 from . import trt
-from .device import Array, CaptureFailed, DeviceLost, Graph, Mark
+from .device import Array, CaptureFailed, DeviceLost, Graph, Mark, uncollected
 
 MARKS = 8  # events that take turns; two steps under way need two
 
@@ -47,6 +47,15 @@ def capability(ordinal: int = 0) -> tuple[int, int]:
             raise EngineError(f"no NVIDIA GPU here ({error.name})")
         values.append(int(value))
     return values[0], values[1]
+
+
+def name(ordinal: int = 0) -> str:
+    """Of a GPU, "" where it cannot be told."""
+    try:
+        error, properties = bindings().cudaGetDeviceProperties(ordinal)
+    except (EngineError, RuntimeError):
+        return ""
+    return "" if int(error) else str(properties.name.decode().rstrip("\0"))
 
 
 @dataclass
@@ -101,6 +110,7 @@ class CudaDevice:
         self._logger: Any = None
         self._loaded: dict[int, Any] = {}  # engines by the identity of their plan: two contexts share the weights
         self._keep: list[Any] = []
+        self._graphs: list[Any] = []
 
     def _check(self, result: tuple[Any, ...]) -> Any:
         error, *values = result
@@ -133,7 +143,7 @@ class CudaDevice:
     def load(self, plan: bytes) -> TrtProgram:
         if id(plan) not in self._loaded:
             self._logger = self._logger or trt.logger()
-            runtime = trt.module().Runtime(self._logger)
+            runtime = trt.made("Runtime", self._logger)
             engine = runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise EngineError(f"{trt.module().__name__} cannot run its engine on {self.name}: {self._logger.last}")
@@ -156,12 +166,16 @@ class CudaDevice:
             raise DeviceLost(str(e)) from None
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
+        with uncollected():
+            return self._captured(work)
+
+    def _captured(self, work: Callable[[], None]) -> CudaGraph:
         r = self._runtime
         self._check(r.cudaStreamBeginCapture(self._stream, r.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
         refused = ""
         try:
             work()
-        except DeviceLost as e:
+        except (DeviceLost, EngineError) as e:
             refused = str(e)
         error, graph = r.cudaStreamEndCapture(self._stream)
         if refused or int(error):
@@ -169,6 +183,7 @@ class CudaDevice:
             raise CaptureFailed(refused or f"CUDA: {error.name}")
         nodes = int(self._check(r.cudaGraphGetNodes(graph))[1])
         executable = self._check(r.cudaGraphInstantiate(graph, 0))
+        self._graphs.append(executable)
         self._check(r.cudaGraphUpload(executable, self._stream))
         self._check(r.cudaGraphDestroy(graph))
         return CudaGraph(executable, nodes)
@@ -187,9 +202,14 @@ class CudaDevice:
         self._check(self._runtime.cudaEventSynchronize(mark.event))
 
     def close(self) -> None:
+        r = self._runtime  # errors of a lost device say nothing new
+        r.cudaStreamSynchronize(self._stream)
+        for graph in self._graphs:
+            r.cudaGraphExecDestroy(graph)
+        self._graphs.clear()
         self._loaded.clear()
         self._keep.clear()
         for address in self._memory:
-            self._runtime.cudaFree(address)  # errors of a lost device say nothing new
+            r.cudaFree(address)
         self._memory.clear()
         # pinned memory stays: results that were fetched are views of it

@@ -5,7 +5,9 @@ Two keep it: `cuda.CudaDevice`, and `fake.FakeDevice` on NumPy and ONNX Runtime,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +23,19 @@ class DeviceLost(RuntimeError):
 
 class CaptureFailed(RuntimeError):
     """This work cannot be captured into a graph; it may still be enqueued."""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: a graph or an execution context that ends while another graph is captured spoils that capture."""
+    gc.collect()
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @dataclass(frozen=True)

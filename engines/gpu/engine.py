@@ -85,6 +85,10 @@ class GpuEngine:
         except DeviceLost as e:
             raise EngineError(f"{self._name} cannot hold {capacity} streams: {e}") from None
 
+    def close(self) -> None:
+        """Give the device's memory back, and its graphs: one that ends in its own time may spoil the capture of another. Nothing may be stepped any more."""
+        self._streams.close()
+
     def init_state(self, batch: int, task: str = "restore") -> State:
         return self._cpu.init_state(batch, task)
 

@@ -20,6 +20,7 @@ from ..stft import hop_samples
 from .chain import PRECISION, open_tensorrt, open_torch
 from .device import DeviceLost
 from .ends import Ends, Fields
+from .engine import GpuEngine
 from .layout import FIXED, MOVING, RINGS, Layout
 from .lower import Precision
 from .resident import Resident
@@ -145,6 +146,7 @@ def measure(variant: str, way: Way, engine: Engine, n: int, seconds: float, weig
 def sweep(ways: dict[str, Way], streams: tuple[int, ...], seconds: float, weights_bytes: int, deadline: float | None = None) -> Iterator[Timing | str]:
     """Every way at every number of streams; a line for a way that cannot be had, fails, or would start after `deadline` (time.monotonic)."""
     for variant, way in ways.items():
+        engine: Engine | None = None
         try:
             engine = way.open()
             for n in streams:
@@ -154,6 +156,9 @@ def sweep(ways: dict[str, Way], streams: tuple[int, ...], seconds: float, weight
                 yield measure(variant, way, engine, n, seconds, weights_bytes)
         except (EngineError, DeviceLost) as e:
             yield f"{variant}: {e}"
+        finally:
+            if isinstance(engine, GpuEngine):
+                engine.close()
 
 
 def carried(timings: list[Timing], limit_ms: float = FRAME_MS) -> dict[str, int]:

@@ -22,7 +22,7 @@ from voicewire.kernels import Kernel, KernelError, launch
 
 from ..engine import EngineError, State
 from ..export import load_weights
-from .device import CaptureFailed, DeviceLost
+from .device import CaptureFailed, DeviceLost, uncollected
 from .ends import SPECTRA, Block, Ends, Views
 from .layout import AT, FIXED, MOVING, POS, RINGS, Layout
 from .lower import LARGEST, Precision
@@ -52,15 +52,15 @@ class TorchStepper:
         self.why = ""  # why a graph could not be
         self.layout, self.ends = layout, ends
         self._functions: dict[str, launch.Function] = {}
-        self._model = load_weights(folder).to(self._device)
         most = bucket_for(capacity)
         made = {**ends.made, **(new_fields(layout, ends) if mirror else {})}
         with self._guard():
+            self._model = load_weights(folder).to(self._device)
+            self._stream = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
             self._state, self._scratch, self._made = (
                 {n: torch.from_numpy(np.zeros((most, *shape), dtype)).to(self._device) for n, (shape, dtype) in fields.items()}
                 for fields in ({**layout.arrays, **ends.carried}, ends.scratch, made)
             )
-        self._stream = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._stages: dict[int, list[TorchStage]] = {}
         self._turn = 0
         prefix = {n: v for n, v in layout.first.items() if n in layout.packs[FIXED]}
@@ -95,7 +95,7 @@ class TorchStepper:
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with uncollected(), torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         except RuntimeError as e:
             raise CaptureFailed(str(e).splitlines()[0]) from None
@@ -175,7 +175,7 @@ class TorchStepper:
 
     # -- stepping ------------------------------------------------------------------------------------------------------
     def _guard(self) -> AbstractContextManager[None]:
-        return _Guard()
+        return _Guard(self._cuda)
 
     def _settle(self) -> None:
         if self._stream:
@@ -241,10 +241,13 @@ class TorchStepper:
 
 
 class _Guard(AbstractContextManager[None]):
-    """CUDA's errors in PyTorch as ours."""
+    """Errors of CUDA and of its libraries in PyTorch as ours: they are RuntimeErrors of many wordings. cuda: whether there is one at all."""
+
+    def __init__(self, cuda: bool) -> None:
+        self._cuda = cuda
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             raise EngineError("the GPU has not enough free memory") from None
-        if isinstance(error, RuntimeError) and not isinstance(error, (DeviceLost, CaptureFailed)) and "CUDA" in str(error):
+        if self._cuda and isinstance(error, RuntimeError) and not isinstance(error, (DeviceLost, CaptureFailed, EngineError)):
             raise DeviceLost(str(error).splitlines()[0]) from None

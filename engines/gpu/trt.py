@@ -33,6 +33,15 @@ def module() -> Any:
     raise EngineError(f"no TensorRT: pip install 'voicewire[gpu]'{' (' + '; '.join(why) + ')' if why else ''}")
 
 
+def made(kind: str, log: Any) -> Any:
+    """A `Builder` or a `Runtime`. EngineError where the package's libraries do not go together with the driver, or with each other."""
+    trt = module()
+    try:
+        return getattr(trt, kind)(log)
+    except TypeError:  # pybind11: the factory function returned nothing
+        raise EngineError(f"{trt.__name__} {trt.__version__} gives no {kind} here{f': {log.last}' if log.last else ''}; does the driver fit it?") from None
+
+
 def logger() -> Any:
     """A logger that keeps the last error in `last` instead of printing."""
     base: Any = module().ILogger
@@ -58,18 +67,21 @@ class Builder(Protocol):
 
 
 class TrtBuilder:
-    """capability: of the GPU that is here, None to build for all that the package knows (only `tensorrt_rtx` can)."""
+    """capability: of the GPU that is here, None to build for all that the package knows (only `tensorrt_rtx` can). device: its name; plans of `tensorrt`
+    are not for another of the same capability."""
 
-    def __init__(self, capability: tuple[int, int] | None) -> None:
+    def __init__(self, capability: tuple[int, int] | None, device: str = "") -> None:
         trt = module()
         self._here = capability is not None
         target = "sm_{}{}".format(*capability) if capability else "any"
+        if trt.__name__ == "tensorrt":
+            target += f" {device}"
         self.tag = f"{trt.__name__} {trt.__version__} {target}"
 
     def build(self, onnx: bytes, progress: Callable[[float], None] = lambda share: None) -> bytes:
         """EngineError, with TensorRT's last error, when it cannot."""
         trt, log = module(), logger()
-        builder = trt.Builder(log)
+        builder = made("Builder", log)
         typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # later versions know nothing else
         network = builder.create_network(0 if typed is None else 1 << int(typed))
         parser = trt.OnnxParser(network, log)
@@ -81,6 +93,8 @@ class TrtBuilder:
             config = builder.create_builder_config()
             if hasattr(trt.BuilderFlag, "TF32"):
                 config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
+            if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+                config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # memory that the runtime takes while it runs cannot be captured
             config.progress_monitor = _monitor(trt, progress)
             if current:
                 config.num_compute_capabilities = 1
