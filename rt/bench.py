@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -26,12 +25,17 @@ from .realtime import normal, step_back, try_realtime
 from .stream import Stream
 
 _START = """
-import resource, sys, time
+import sys, time
 from voicewire.rt import Stream
 import numpy as np
 s = Stream({rate})
 s.process(np.zeros(s.frame_samples, np.float32))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "torch" in sys.modules)
+try:
+    import resource
+    mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+except ImportError:  # Windows
+    mb = 0.0
+print(mb, "torch" in sys.modules)
 """
 
 
@@ -40,7 +44,7 @@ def _rss_mb() -> float:
         with open("/proc/self/statm") as f:
             return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        return 0.0  # only Linux says
 
 
 def tasks() -> tuple[str, ...]:
@@ -101,7 +105,7 @@ def start_up(rate: int) -> dict[str, Any]:
     """A fresh process from exec to the first processed frame."""
     begin = time.perf_counter()
     out = subprocess.run([sys.executable, "-c", _START.format(rate=rate)], capture_output=True, text=True, check=True, env={**os.environ}).stdout.split()
-    return {"seconds": time.perf_counter() - begin, "rss_mb": int(out[0]) / 1e3, "imports_torch": out[1] == "True"}
+    return {"seconds": time.perf_counter() - begin, "rss_mb": float(out[0]), "imports_torch": out[1] == "True"}
 
 
 def run(

@@ -99,7 +99,7 @@ def _run(a: argparse.Namespace) -> int:
         return command.run(a)
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)  # names of files and devices may look like markup
     if a.command == "enroll":
         return enroll.run(a, console)
     if a.command == "demo":
@@ -123,7 +123,7 @@ def _run(a: argparse.Namespace) -> int:
     elif a.command == "doctor":
         from . import doctor
 
-        return doctor.run(console)
+        return doctor.run(Console())
     elif a.command in live_commands.COMMANDS:
         return live_commands.run(a, console)
     elif a.command == "start":

@@ -90,7 +90,7 @@ def _sound() -> Iterator[Finding]:
         return
     default = next((d.name for d in inputs if d.default), inputs[0].name)
     yield Finding("ok", f"sound: {server} through {backend.name}, {len(inputs)} inputs, {len(outputs)} outputs; microphone {default}")
-    if backend.name != "pulse" and sys.platform.startswith("linux"):
+    if backend.name not in ("jack", "pulse") and sys.platform.startswith("linux"):
         yield Finding(
             "note", "no PulseAudio or PipeWire server, so no virtual microphone", "start one: systemctl --user start pipewire-pulse, or pulseaudio --start"
         )

@@ -83,10 +83,20 @@ def record(device: str | None, seconds: float, console: Console) -> tuple[F32, i
         rate = round(sd.query_devices(device, "input")["default_samplerate"])
         stream = sd.InputStream(samplerate=rate, channels=1, dtype="float32", device=device)
     except (sd.PortAudioError, ValueError) as e:
-        raise DeviceError(f"no microphone to record from ({str(e).splitlines()[0]}); choose one with --in (voicewire devices), or give a file") from None
-    blocks = []
+        raise DeviceError(
+            f"no microphone to record from ({str(e).splitlines()[0]}); choose one with --in (voicewire devices --backend portaudio), or give a file"
+        ) from None
+    blocks: list[F32] = []
     console.print("Read something aloud, alone and close to the microphone.", highlight=False)
     meter = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]:.0f} s left"), console=console, transient=True)
+    try:
+        _listen(stream, meter, blocks, rate, seconds)
+    except sd.PortAudioError as e:
+        raise DeviceError(f"the microphone stopped ({str(e).splitlines()[0]}); plug it in again, or give a file") from None
+    return np.concatenate(blocks), rate
+
+
+def _listen(stream: Any, meter: Any, blocks: list[F32], rate: int, seconds: float) -> None:
     with stream, meter:
         task = meter.add_task("level", total=60, left=seconds)
         for i in range(math.ceil(seconds / _BLOCK_S)):
@@ -94,4 +104,3 @@ def record(device: str | None, seconds: float, console: Console) -> tuple[F32, i
             blocks.append(block)
             db = 10 * math.log10(float((block**2).mean()) + 1e-6)
             meter.update(task, completed=60 + db, left=seconds - _BLOCK_S * (i + 1))
-    return np.concatenate(blocks), rate

@@ -10,7 +10,7 @@ from collections import deque
 
 import numpy as np
 
-from voicewire.engines.config import HOPS_PER_FRAME
+from voicewire.engines.config import HOPS_PER_FRAME, TASKS
 from voicewire.engines.samples import F32, Samples, to_float, to_int16
 from voicewire.engines.stft import hop_samples, latency_samples
 
@@ -22,12 +22,14 @@ __all__ = [
     "Samples",
     "check_query_gain",
     "check_strength",
+    "check_task",
     "check_voice_strength",
     "dry_share",
     "to_float",
     "to_int16",
 ]
 
+BUILT_TASKS = ("restore", "extract", "separate", "convert", "query")
 # restore: a twentieth of the input stays: more of the speech's quiet ends, fewer word errors, better PESQ and DNSMOS than without (TRAINING_LOG).
 # extract, query: what stays of the other talkers would be words, and of other sounds what nobody asked for; a gate that closes closes on silence
 USUAL_STRENGTH_DB = {"restore": 26.0, "extract": 60.0, "query": 40.0, "separate": 40.0}
@@ -44,6 +46,13 @@ def dry_share(strength_db: float | None, bypass: bool, task: str = "restore", qu
     if task == "query" and query_gain_db is not None:
         return -float(10 ** (query_gain_db / 20))
     return float(10 ** (-(USUAL_STRENGTH_DB[task] if strength_db is None else strength_db) / 20))
+
+
+def check_task(task: str) -> str:
+    """The task, or ValueError with a line that says which there are."""
+    if task not in BUILT_TASKS:
+        raise ValueError(f"task '{task}' is {'planned, not built' if task in TASKS else 'unknown'}; there are: {', '.join(BUILT_TASKS)}")
+    return task
 
 
 def check_strength(strength_db: float | None) -> float | None:

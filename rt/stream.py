@@ -10,7 +10,6 @@ from typing import Literal, cast
 
 import numpy as np
 
-from voicewire.engines.config import TASKS
 from voicewire.engines.convert_engine import ConvertEngine
 from voicewire.engines.engine import PINNED, Engine, State, open_engine, weights_for
 from voicewire.engines.places import Place, places, share_out
@@ -18,21 +17,13 @@ from voicewire.engines.query import Query
 from voicewire.engines.stft import analyse, finish, hop_samples
 from voicewire.engines.voiceprint import Voiceprint, taken_by
 
-from .lane import F32, Lane, Samples, check_query_gain, check_strength, check_voice_strength, dry_share, to_float, to_int16
+from .lane import F32, Lane, Samples, check_query_gain, check_strength, check_task, check_voice_strength, dry_share, to_float, to_int16
 from .snapshot import kind, pack, unpack
 
 ChannelMode = Literal["mix", "each"]
 
 RESTORES_ONLY = "(a stream that began without a voice or a query has weights that only restore: begin it with one)"
 VOICE_OF_ANOTHER = f"the voiceprint was made with another model; enroll again: voicewire enroll ME.wav -o me.voice {RESTORES_ONLY}"
-BUILT_TASKS = ("restore", "extract", "separate", "convert", "query")
-
-
-def check_task(task: str) -> str:
-    """The task, or ValueError with a line that says which there are."""
-    if task not in BUILT_TASKS:
-        raise ValueError(f"task '{task}' is {'planned, not built' if task in TASKS else 'unknown'}; there are: {', '.join(BUILT_TASKS)}")
-    return task
 
 
 def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:

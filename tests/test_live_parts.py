@@ -10,7 +10,7 @@ import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from voicewire.rt.cli import main
 from voicewire.rt.live import LiveSettings, config
 from voicewire.rt.live.backend import Device, DeviceError, find
 from voicewire.rt.live.clock import DeviceClock, DriftControl
+from voicewire.rt.live.controller import Live
 from voicewire.rt.live.edge import OutputEdge
 from voicewire.rt.live.process import AudioProcess
 from voicewire.rt.live.record import Recorder
@@ -310,7 +311,7 @@ def test_the_audio_process_takes_a_talker_and_another(monkeypatch: pytest.Monkey
     chosen = process.controls.voices["separate"]
     assert isinstance(chosen, Place) and chosen.number == 2 and process.controls.task == "separate"
     assert AudioProcess(asdict(LiveSettings(talker=2))).controls.task == "restore"
-    with pytest.raises(ValueError, match="1 to 2"):
+    with pytest.raises(ValueError, match="1 or 2"):
         AudioProcess(asdict(LiveSettings(talker=3)))
 
 
@@ -326,6 +327,45 @@ def test_service_file_names_this_python(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["service", "show"]) == 0
     out = capsys.readouterr().out
     assert f"ExecStart={sys.executable} -m voicewire.rt live --quiet --out virtual" in out and "WantedBy=default.target" in out
+
+
+class Time:
+    """What time it is; blocks of `period` of a microphone and of an output that run at the same speed."""
+
+    def __init__(self, period_s: float) -> None:
+        self.now, self.period_s = 0.0, period_s
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def played(period_s: float, stall_s: float, seconds: float = 40.0, *, ring_s: float = 1.0) -> tuple[list[tuple[str, float, float]], float]:
+    """An edge whose worker stands still for `stall_s` at 5 s, and whose ring in front holds ring_s → (kind, ms, when) of its events, its delay at the end."""
+    rate, time_ = 16000, Time(period_s)
+    events: list[tuple[str, float, float]] = []
+    edge = OutputEdge(rate, rate, 1, period_s=period_s, cushion_s=0.01, event=lambda kind, ms: events.append((kind, ms, time_.now)), now=time_)
+    n, waiting, most = round(period_s * rate), 0, int(ring_s * rate)
+    for i in range(round(seconds / period_s)):
+        time_.now = i * period_s
+        took = min(n, most - waiting)
+        waiting += took
+        edge.captured(n, time_.now, n - took)
+        if not 5 <= time_.now < 5 + stall_s:
+            while waiting >= n:
+                edge.push(np.full(n, 0.1, np.float32))
+                waiting -= n
+        edge.pull(n)
+    return events, edge.delay_ms
+
+
+@pytest.mark.parametrize("stall_s", [0.5, 3.0])
+@pytest.mark.parametrize("period_s", [0.004, 0.01])
+def test_after_a_stall_all_is_as_before(period_s: float, stall_s: float) -> None:
+    """Also where the ring in front was full and samples were lost, and where blocks are shorter than a cross-fade."""
+    events, delay_ms = played(period_s, stall_s)
+    assert any(kind == "starved" for kind, _, _ in events), "the stall is heard"
+    assert not [e for e in events if e[2] > 5 + stall_s + 5], "and nothing after it"
+    assert delay_ms < 100
 
 
 def test_recorder_aligns_and_never_blocks(tmp_path: Path) -> None:
@@ -364,3 +404,49 @@ print(len(told), told[0], recorder._thread.is_alive())
     done = subprocess.run([sys.executable, "-c", recorded, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("1 ") and "no more is recorded" in done.stdout and done.stdout.endswith("False\n")
+
+
+def test_an_unplugged_default_is_not_replaced_by_what_a_loudspeaker_plays() -> None:
+    def device(name: str, api: str = "PipeWire", default: bool = False) -> Device:
+        return Device("input", name, name, 48000, 1, api, default)
+
+    devices = [device("voicewire", default=True), device("alsa_output.pci.monitor"), device("alsa_input.usb")]
+    assert find(devices, "input", None).name == "alsa_input.usb"
+    assert find(devices[:2], "input", None).name == "alsa_output.pci.monitor", "where there is nothing else"
+    twice = [device("USB Microphone", "MME", True), device("CABLE Input", "MME"), device("CABLE Input (VB)", "WASAPI"), device("CABLE Input 2", "WASAPI")]
+    assert find(twice, "input", "cable").api == "MME", "of several interfaces the one of the default"
+    with pytest.raises(DeviceError, match="several"):
+        find(twice[2:], "input", "cable")
+
+
+def test_settings_that_make_no_sense_are_refused_before_they_reach_the_audio(tmp_path: Path) -> None:
+    for bad in ({"task": "foo"}, {"backend": "bar"}, {"talker": 7}, {"strength_db": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            LiveSettings(**bad)
+    live: Any = object.__new__(Live)
+    for wrong in ({"strength_db": -5.0}, {"talker": 3}):
+        with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):
+            live.set(**wrong)
+    for line, task in (('query = "a dog"', "query"), ('enroll = "me.voice"', "extract"), ("talker = 2", "separate"), ('in = "USB"', "restore")):
+        (tmp_path / "c.toml").write_text(f"[live]\n{line}\n")
+        assert config.load(tmp_path / "c.toml").task == task
+
+
+def test_waiting_for_a_server_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("no /proc here")
+    pulse = pytest.importorskip("voicewire.rt.live.pulse", reason="no libpulse here", exc_type=OSError)
+    monkeypatch.setenv("PULSE_SERVER", f"unix:{tmp_path}/nobody")
+
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def asked() -> None:
+        with pytest.raises(DeviceError, match="no PulseAudio"), pulse.control("test"):
+            pass
+
+    asked()
+    before = descriptors()
+    for _ in range(10):
+        asked()
+    assert descriptors() <= before

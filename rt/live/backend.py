@@ -97,11 +97,14 @@ def find(devices: list[Device], kind: str, name: str | None, exact: bool = False
     mine = [d for d in devices if d.kind == kind]
     if name is None:
         mine = [d for d in mine if not d.name.startswith("voicewire")]  # never our own virtual devices, also where they became the default
-        found = [d for d in mine if d.default] or mine
+        found = [d for d in mine if d.default] or [d for d in mine if not d.name.endswith(".monitor")] or mine  # a monitor is what a loudspeaker plays
     else:
         found = [d for d in mine if d.name == name] or [d for d in mine if d.description == name and not exact]
         if not found and not exact:
             found = [d for d in mine if name.lower() in d.name.lower() or name.lower() in d.description.lower()]
+            if len(found) > 1:  # Windows lists a device once for each of its interfaces
+                usual = {d.api for d in mine if d.default}
+                found = [d for d in found if d.api in usual] or found
             if len(found) > 1:
                 names = ", ".join(d.name for d in found)
                 raise DeviceError(f"'{name}' fits several {kind} devices ({names}); give more of the name")

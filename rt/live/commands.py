@@ -78,7 +78,7 @@ def settings_of(a: argparse.Namespace) -> LiveSettings:
     path = a.config or (config.default_path() if config.default_path().exists() else None)
     base = config.load(path) if path else LiveSettings()
     if not a.task:
-        a.task = "query" if a.query is not None else "extract" if a.enroll else "separate" if a.talker is not None else None
+        a.task = config.usual_task(vars(a)).get("task")
     names = (
         "device_in", "device_out", "task", "enroll", "talker", "query", "query_gain_db", "strength_db", "voice_strength", "backend", "period_ms", "cushion_ms",
         "record",

@@ -17,10 +17,18 @@ def default_path() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "voicewire" / "config.toml"
 
 
+def usual_task(given: dict[str, Any]) -> dict[str, str]:
+    """The task that these settings are for, where one of them is: {"task": …} or {}."""
+    for name, task in (("query", "query"), ("enroll", "extract"), ("talker", "separate")):
+        if given.get(name) is not None:
+            return {"task": task}
+    return {}
+
+
 def load(path: Path) -> LiveSettings:
     """ValueError, with one line that names the file and the setting, for what does not fit; FileNotFoundError."""
     try:
-        doc = tomllib.loads(path.read_text())
+        doc = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as e:
         raise ValueError(f"{path}: {e}") from None
     except UnicodeDecodeError:
@@ -39,6 +47,8 @@ def load(path: Path) -> LiveSettings:
         if isinstance(value, bool) or not isinstance(value, int if name == "talker" else (int, float) if number else str):
             raise ValueError(f"{path}: {key} must be {'a whole number' if name == 'talker' else 'a number' if number else 'text'}, not {value!r}")
         values[name] = float(value) if number else value
+    if "task" not in values:
+        values |= usual_task(values)
     try:
         return LiveSettings(**values)
     except ValueError as e:

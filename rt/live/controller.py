@@ -20,11 +20,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from voicewire.engines.sentence import check
-from voicewire.rt.lane import check_query_gain, check_voice_strength
+from voicewire.rt.lane import check_query_gain, check_strength, check_task, check_voice_strength
 
-from .backend import DeviceError
+from .backend import BACKENDS, DeviceError
 
 _HUNG_S = 3.0  # the audio process reports ten times a second
+
+
+def check_talker(talker: int | None) -> None:
+    """ValueError with one line."""
+    if talker not in (None, 1, 2):
+        raise ValueError(f"talker must be 1 or 2, not {talker}")
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,10 @@ class LiveSettings:
             raise ValueError(f"cushion_ms must be 1 to 200, not {self.cushion_ms}")
         if self.strength_db is not None and not self.strength_db >= 0:
             raise ValueError(f"strength_db must be 0 (change nothing) or more, not {self.strength_db}")
-        if self.talker is not None and self.talker < 1:
-            raise ValueError(f"talker must be 1 or 2, not {self.talker}")
+        check_talker(self.talker)
+        check_task(self.task)
+        if self.backend is not None and self.backend not in BACKENDS:
+            raise ValueError(f"backend '{self.backend}' is unknown; there are: {', '.join(BACKENDS)}")
         check_query_gain(self.query_gain_db)
         check_voice_strength(self.voice_strength)
         if self.query is not None:
@@ -182,6 +190,8 @@ class Live:
         if (voice_strength := levels.get("voice_strength")) is not None:
             check_voice_strength(voice_strength)
         check_query_gain(levels.get("query_gain_db"))
+        check_strength(levels.get("strength_db"))
+        check_talker(talker)
         if query is not None:
             self._query = check(query)
         if task is not None and task not in self.tasks:

@@ -56,6 +56,7 @@ class OutputEdge:
         self.control = DriftControl(rate_out)
         self._resampler = samplerate.Resampler("sinc_fastest", channels=1)
         self._taken_in = 0  # input samples pushed
+        self._lost_in = 0  # input samples that never will be
         self._padding = 0  # output samples of silence played
         self._skipped = 0  # output samples passed over before the first was played
         self._set_at = now()
@@ -76,7 +77,7 @@ class OutputEdge:
     def in_flight(self) -> float:
         """Output samples between the microphone's clock and the output's, in continuous time (no saw-tooth of blocks)."""
         now = self._now()
-        waiting = (self.clock_in.at(now) - self._taken_in) * self.ratio
+        waiting = (self.clock_in.at(now) - self._taken_in - self._lost_in) * self.ratio
         return waiting + self.ring.written - self._skipped + self._padding - self.clock_out.at(now)
 
     @property
@@ -120,7 +121,7 @@ class OutputEdge:
 
     def _cut(self, out: F32) -> F32:
         """Leave out up to `_drop` samples, cross-fading over the cut."""
-        fade = int(_CROSSFADE_S * self.rate_out)
+        fade = min(int(_CROSSFADE_S * self.rate_out), len(out) // 2)
         room = len(out) - fade
         if room <= 0:
             return out
@@ -134,8 +135,9 @@ class OutputEdge:
         return np.concatenate([joined, out[n + fade :]])
 
     # -- callbacks -----------------------------------------------------------------------------------------------------
-    def captured(self, n: int, now_s: float) -> None:
-        """The capture device delivered n samples."""
+    def captured(self, n: int, now_s: float, lost: int = 0) -> None:
+        """The capture device delivered n samples; so many of them had no room and will not be pushed."""
+        self._lost_in += lost
         self.clock_in.update(n, now_s)
 
     def pull(self, n: int) -> F32:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from voicewire.engines.stft import MAX_RATE, MIN_RATE
 from voicewire.rt.realtime import try_realtime
 
 from .backend import Backend, Device, DeviceError, NotThere, Ready, Session, Wanted, find, pulse_module
@@ -76,6 +77,10 @@ class _JackSession:
         try:
             sources, sinks = _ports(client, source, is_output=True), _ports(client, sink, is_input=True)
             self.rate_in = self.rate_out = int(client.samplerate)
+            if not MIN_RATE <= self.rate_in <= MAX_RATE:
+                raise DeviceError(
+                    f"PipeWire runs at {self.rate_in} Hz, which JACK ports share, and the model takes {MIN_RATE} to {MAX_RATE}; use: --backend pulse"
+                )
             self.channels_in, self.channels_out = len(sources), len(sinks)
             self._calls = ready(self.rate_in, self.channels_in, self.rate_out, self.channels_out)
             self._ins = [client.inports.register(f"in_{i + 1}") for i in range(len(sources))]

@@ -138,9 +138,9 @@ class Pipeline:
         self._capture_gap_s = max(0.9 * self._capture_gap_s, now_s - self._captured_at)
         self._captured_at = now_s
         mono = x if x.shape[1] == 1 else x.mean(1, keepdims=True)
-        if self._ring.write(mono) < len(x):
-            self.log.add("dropped", 1e3 * len(x) / self.stream.rate, "the model was stopped for a second")
-        self.edge.captured(len(x), now_s)
+        if lost := len(x) - self._ring.write(mono):
+            self.log.add("dropped", 1e3 * lost / self.stream.rate, "the model was stopped for a second")
+        self.edge.captured(len(x), now_s, lost)
         self._some.set()
 
     def play(self, n: int) -> F32:

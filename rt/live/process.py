@@ -21,8 +21,9 @@ from voicewire.engines.engine import EngineError, open_engine, weights_for
 from voicewire.engines.places import Place, place
 from voicewire.engines.query import Query, ask
 from voicewire.engines.voiceprint import Voiceprint, taken_by
+from voicewire.rt.lane import check_task
 from voicewire.rt.realtime import lock_memory, try_realtime
-from voicewire.rt.stream import Stream, check_task, check_voice
+from voicewire.rt.stream import Stream, check_voice
 
 from . import virtual
 from .backend import Calls, DeviceError, NotThere, Session, Wanted, open_backend

@@ -92,10 +92,13 @@ def _library() -> Any:
 @contextlib.contextmanager
 def control(purpose: str) -> Any:
     """A `pulsectl` connection for listing and loading. NotThere when no server answers."""
+    pulse: Any = None
     try:
         pulse = pulsectl.Pulse(f"voicewire {purpose}", connect=False)
         pulse.connect(autospawn=False)
     except (pulsectl.PulseError, OSError) as e:
+        if pulse is not None:
+            pulse.close()  # it holds descriptors, and who waits for a server asks four times a second
         raise NotThere(f"no PulseAudio or PipeWire server answers ({e}); start one: systemctl --user start pipewire-pulse, or pulseaudio --start") from None
     try:
         yield pulse

@@ -44,14 +44,18 @@ class PyAudioBackend:
         return [d for d, _ in self._listed()]
 
     def open(self, wanted: Wanted, ready: Ready) -> Session:
-        listed = self._listed()
-        devices = [d for d, _ in listed]
-        source, sink = find_pair(devices, wanted)
-        index = {id(d): i for d, i in listed}
         try:
-            return _PyAudioSession(self._pa, self._host, (source, index[id(source)]), (sink, index[id(sink)]), wanted, ready)
-        except (OSError, ValueError) as e:
-            raise DeviceError(f"'{source.name}' or '{sink.name}' cannot be opened: {e}; another program may hold it (voicewire doctor)") from None
+            listed = self._listed()
+            devices = [d for d, _ in listed]
+            source, sink = find_pair(devices, wanted)
+            index = {id(d): i for d, i in listed}
+            try:
+                return _PyAudioSession(self._pa, self._host, (source, index[id(source)]), (sink, index[id(sink)]), wanted, ready)
+            except (OSError, ValueError) as e:
+                raise DeviceError(f"'{source.name}' or '{sink.name}' cannot be opened: {e}; another program may hold it (voicewire doctor)") from None
+        except BaseException:
+            self._host.terminate()  # PortAudio looks for devices again only when nobody uses it any more
+            raise
 
 
 class _PyAudioSession(PortAudioPair):
@@ -59,6 +63,7 @@ class _PyAudioSession(PortAudioPair):
         super().__init__(source[0], sink[0], ready)
         self._pa, self._host = pa, host
         self._streams: list[Any] = []
+        self._running = False
         try:
             for side, rate, channels, (_, index), callback in (
                 ("input", self.rate_in, self.channels_in, source, self._captured),
@@ -72,6 +77,7 @@ class _PyAudioSession(PortAudioPair):
         except BaseException:
             self.close()
             raise
+        self._running = True
         self.watch(lambda: not all(s.is_active() for s in self._streams))
 
     def _captured(self, data: bytes, n: int, t: Any, status: int) -> tuple[None, int]:
@@ -90,5 +96,5 @@ class _PyAudioSession(PortAudioPair):
         streams, self._streams = self._streams, []
         for s in streams:
             s.close()
-        if streams:
+        if streams and self._running:
             self._host.terminate()

@@ -16,8 +16,7 @@ from voicewire.engines.sentence import check
 from voicewire.engines.stft import hop_samples
 from voicewire.engines.voiceprint import LEAST_S, MOST_S
 
-from ..lane import QUERY_GAIN_DB, Samples
-from ..stream import check_task
+from ..lane import QUERY_GAIN_DB, Samples, check_task
 from .events import Clear, Enroll, Event, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
 
 HEADER = struct.Struct("<IQI")  # sequence, capture time in µs, flags

@@ -14,10 +14,10 @@ from voicewire.engines.converting import stepper, turned
 from voicewire.engines.engine import State, pinned_part
 from voicewire.engines.pcm_slots import Luggage
 
-from ..lane import Lane, Samples, dry_share, to_float, to_int16
+from ..lane import Lane, Samples, check_task, dry_share, to_float, to_int16
 from ..snapshot import head_of, pack, unpack
 from ..snapshot import kind as kind_of
-from ..stream import aimed, check_task
+from ..stream import aimed
 from .events import Clear, Enroll, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
 from .order import InOrder, Order
 from .playout import Playout

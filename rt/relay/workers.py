@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from voicewire.engines.convert_engine import GRAPH
-from voicewire.engines.engine import CONVERT_WEIGHTS, weights_for
+from voicewire.engines.engine import CONVERT_WEIGHTS, NAMES, weights_for
 
 from ..files import InputError
 from .config import Config, engine_of
@@ -37,6 +37,8 @@ def configure(a: argparse.Namespace) -> Config:
         if path is not None and not path.is_file():
             raise InputError(f"no file {path}")
     context(a.cert, a.key)
+    if a.engine not in NAMES:
+        raise InputError(f"unknown engine '{a.engine}'; there are: {', '.join(NAMES)}")
     if a.token is not None and not a.token.strip():
         raise InputError("the token is empty; leave --token away to let everyone in")
     limits = dataclasses.replace(Limits(), session_s=None if a.max_minutes is None else 60.0 * a.max_minutes, drain_s=float(a.drain_s))

@@ -95,6 +95,7 @@ async function enrollFile(mine) {
   state("wait", "Reading the file");
   try {
     mine.samples = await samplesOf(mine.file);
+    if (mine.over) return;
   } catch (e) {
     end(mine);
     trouble(e.message);
@@ -123,12 +124,14 @@ async function wire(mine, stream) {
   let context = new AudioContext({ latencyHint: "interactive" });
   if (context.sampleRate > 48000 || context.sampleRate % 100) {
     await context.close();
+    if (mine.over) return;
     context = new AudioContext({ latencyHint: "interactive", sampleRate: 48000 });
   }
   mine.context = context;
   mine.stops.push(() => context.close());
   if ($("speaker").value) await context.setSinkId($("speaker").value);
   await Promise.all([context.audioWorklet.addModule("capture.js"), context.audioWorklet.addModule("play.js"), context.resume()]);
+  if (mine.over) return; // stopped meanwhile
 
   const source = context.createMediaStreamSource(stream);
   const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
@@ -149,11 +152,18 @@ async function wire(mine, stream) {
 
   const [track] = stream.getAudioTracks();
   track.onended = () => { finish(mine); trouble("The microphone is gone. Plug it in again or choose another one, then press Start."); };
-  context.onstatechange = () => { if (context.state === "interrupted" || context.state === "suspended") state("wait", "Paused by the device"); };
+  context.onstatechange = () => {
+    if (mine.over || mine.finishing) return;
+    if (context.state === "interrupted" || context.state === "suspended") state("wait", "Paused by the device");
+    else if (context.state === "running" && mine.began) running(mine);
+  };
   listDevices($);
 }
 
+const running = (mine) => state("on", mine.mode === "live" ? "Live" : mine.file ? "Listening to the file" : "Recording");
+
 function hear(mine, data) {
+  if (mine.over) return;
   const { event, message, samples, time } = data;
   if (event === "before") mine.recording.before(samples, time);
   else if (event === "after") mine.recording.after(samples, time);
@@ -163,12 +173,16 @@ function hear(mine, data) {
     trouble();
     $("token-form").hidden = true;
     knows(message);
-    state("on", mine.mode === "live" ? "Live" : mine.file ? "Listening to the file" : "Recording");
+    running(mine);
     if (mine.file) read(mine.samples, mine.up);
     else if (mine.mode === "enroll") mine.who.hear(mine.source);
     if (message.recorded) $("kept").textContent = "The server keeps a recording of what you say here.";
   } else if (event === "stats") {
     numbers.network({ stats: message });
+    if (mine.slow && !mine.finishing && performance.now() - mine.slow > 3000) {
+      mine.slow = 0;
+      running(mine);
+    }
   } else if (event === "unsent") {
     numbers.network({ unsent: data.unsent });
   } else if (event === "enrolled") {
@@ -176,7 +190,10 @@ function hear(mine, data) {
     mine.who.hush();
     trouble(mine.who.keep(message));
   } else if (event === "error") refused(mine, message);
-  else if (event === "lag") state("wait", "Your connection is slow");
+  else if (event === "lag") {
+    mine.slow = performance.now();
+    state("wait", "Your connection is slow");
+  }
   else if (event === "lost") away(mine, data);
   else if (event === "closed") end(mine);
   if (mine.recording?.seconds >= LONGEST_S) finish(mine);
