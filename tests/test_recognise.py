@@ -148,11 +148,11 @@ def test_training_goes_on_without_the_gate(voice_weights: Path, tmp_path: Path) 
 def test_people_who_are_alike_are_put_together(talkers_cache: Path) -> None:
     talkers, rng = Talkers(talkers_cache, 1, 1, 1.0), np.random.default_rng(0)
     everybody = [(g, i) for g, people in enumerate(talkers.people) for i in range(len(people))]
-    before = {talkers.another(rng, everybody[:1]) for _ in range(40)}
+    before = {talkers.another(rng, everybody[:1])[0] for _ in range(40)}
     assert before == set(everybody[1:]), "anybody else"
     angle = {who: a for who, a in zip(everybody, (0.0, 2.0, 0.3), strict=True)}
     talkers.meet(lambda x: np.ones((len(x), 2)) / 2**0.5, hard=1.0, of=30)
     talkers.voices = [np.array([[np.cos(angle[g, i]), np.sin(angle[g, i])] for i in range(len(people))]) for g, people in enumerate(talkers.people)]
-    assert {talkers.another(rng, everybody[:1]) for _ in range(40)} == {everybody[2]}
+    assert {talkers.another(rng, everybody[:1]) for _ in range(40)} == {(everybody[2], True)}
     with pytest.raises(ValueError, match="too few people"):
         talkers.another(rng, everybody)

@@ -19,6 +19,7 @@ from tools.mixer import RATINGS, Mixer
 from tools.prepare import main as prepare_main
 from tools.prepare import prepare
 from tools.recipe import load
+from tools.train import main as train_main
 from voicewire.engines.config import ModelConfig
 from voicewire.engines.contract import EngineSteps, verify_contract
 from voicewire.engines.engine import open_engine
@@ -79,6 +80,61 @@ def test_prepare_refuses_nonsense(capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setattr(sys, "argv", ["prepare", "--out", "x", "voices=/nowhere"])
     assert prepare_main() == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_trees_of_others_work_as_they_are(tmp_path: Path) -> None:
+    """LibriSpeech's folders are chapters, its talkers are in the names; what was recorded for the telephone is no clean target; what was derived goes."""
+    voice = (0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32)
+    names = ("libri/103/1240/103-1240-0000.flac", "libri/103/1241/103-1241-0000.flac", "libri/7/9/7-9-0001.flac", "vctk/p225/a.wav")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        sf.write(tmp_path / name, voice, 16000)
+    sf.write(tmp_path / "vctk/p225/b.wav", voice, 8000)
+    out = tmp_path / "cache"
+    out.mkdir()
+    for derived in ("ratings.json", "teacher.npy", "teacher.json", "projection.npz", "mine.txt"):
+        (out / derived).write_text("old")
+    prepare([("speech", tmp_path / "libri"), ("speech", tmp_path / "vctk")], out, 16000, 0, 1)
+    items = {Path(i["file"]).name: i for i in json.loads((out / "index.json").read_text())["items"]}
+    assert [items[Path(n).name]["speaker"] for n in names] == ["libri:103", "libri:103", "libri:7", "p225"]
+    assert [items[Path(n).name]["group"] for n in names] == ["libri", "libri", "libri", "p225"]
+    assert items["a.wav"]["bandwidth_hz"] == 8000 and items["b.wav"]["bandwidth_hz"] == 4000
+    assert sorted(p.name for p in out.iterdir()) == ["index.json", "mine.txt", "pcm.npy"]
+    mixer = Mixer(out, 1, 1, 1.0)
+    assert mixer.describe()["speakers"] == 3 and mixer.describe()["speech"] == round(4 / 3600, 2)
+
+
+def test_what_cannot_be_packed_is_a_line(tmp_path: Path) -> None:
+    folder, out = tmp_path / "speech", tmp_path / "cache"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="no audio in"):
+        prepare([("speech", folder)], out, 16000, 0, 1)
+    (folder / "a.wav").write_text("no sound")
+    with pytest.raises(ValueError, match="none of 1 files"):
+        prepare([("speech", folder)], out, 16000, 0, 1)
+    assert not list(out.iterdir())
+    (folder / "manifest.csv").write_text("file,speaker\na.wav,me\n")
+    with pytest.raises(ValueError, match="no column 'path'"):
+        prepare([("speech", folder)], out, 16000, 0, 1)
+
+
+def test_silence_makes_no_nan(tmp_path: Path) -> None:
+    """A recording that is silent for longer than a batch, and then is not."""
+    (tmp_path / "speech").mkdir()
+    x = np.zeros(16000 * 20, np.float32)
+    x[-800:] = 0.5
+    sf.write(tmp_path / "speech/a.wav", x, 16000)
+    prepare([("speech", tmp_path / "speech")], tmp_path / "cache", 16000, 0, 1)
+    mixer = Mixer(tmp_path / "cache", 1, 4, 1.0)
+    for i in range(3):
+        assert all(np.isfinite(z).all() for z in mixer.batch(i))
+
+
+def test_rooms_ring_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last milliseconds of a made room are its quietest: nothing that rings before the beginning comes back there."""
+    for seed in range(40):
+        h = np.abs(degrade.synthetic_room(np.random.default_rng(seed), 16000))
+        assert h[-32:].max() < 0.05
 
 
 def test_batches_are_pure_and_sane(cache: Path) -> None:
@@ -171,6 +227,20 @@ def test_loss_orders_signals(noisy: np.ndarray, clean: np.ndarray) -> None:
 def test_recipes() -> None:
     for path in Path("tools/recipes").glob("*.toml"):
         load(path)
+
+
+def test_a_recipe_that_does_not_fit_is_not_kept(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, run = tmp_path / "r.toml", tmp_path / "run"
+    recipe.write_text('[train]\nlr = "2e-3"\n')
+    with pytest.raises(ValueError, match=r"\[train\] lr must be like 0.002, not '2e-3'"):
+        load(recipe)
+    run.mkdir()
+    (run / "recipe.toml").write_text("[data]\nbatch = 3\n")
+    (run / "last.pt").write_bytes(b"of another kind")
+    recipe.write_text("[data]\nbatch = 2\n")
+    monkeypatch.setattr(sys, "argv", ["train", str(run), "--recipe", str(recipe), "--minutes", "0.01"])
+    assert train_main() == 2 and capsys.readouterr().err.count("\n") == 1
+    assert (run / "recipe.toml").read_text() == "[data]\nbatch = 3\n"
 
 
 def test_recipe_refuses_unknown_settings(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_two_parts_of_a_person_share_nothing(talkers_cache: Path, monkeypatch: p
     talkers, rng, plain = Talkers(talkers_cache, 1, 1, 1.0), np.random.default_rng(0), 0
     monkeypatch.setattr(talkers, "_clip", lambda start, n: np.arange(start, start + n, dtype=np.float64))  # every sample tells where it is from
     for _ in range(80):
-        a, b = talkers.two_parts(rng, talkers.person(rng), 16000, 8000)
+        a, b = talkers.two_parts(rng, talkers.person(rng), 16000, 8000, talkers.change(rng))
         assert (len(a), len(b)) == (16000, 8000)
         if np.array_equal(a, np.rint(a)):  # (the others were changed in speed or formants)
             plain += 1

@@ -24,7 +24,7 @@ class ConvertMixer(Talkers):
         super().__init__(cache, seed, batch, seconds)
 
     def conversion(self, rng: Rng) -> tuple[np.ndarray, ...]:
-        own, x = self.two_parts(rng, self.person(rng), self.enrol_samples, self.n)
+        own, x = self.two_parts(rng, self.person(rng), self.enrol_samples, self.n, self.change(rng))
         heard, octaves = (x, 0.0) if rng.random() < UNDISGUISED else disguise(rng, x)
         heard = degrade.equalise(rng, heard, self.rate, 5)
         if rng.random() < 0.2:

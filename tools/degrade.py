@@ -25,8 +25,8 @@ def synthetic_room(rng: Rng, rate: int) -> np.ndarray:
     t = np.arange(n) / rate
     h = rng.standard_normal(n) * 10 ** (-3 * t / t60)
     h *= rng.random(n) < np.minimum(1, 0.02 * 16000 / rate + t / 0.06)
-    damp = np.exp(-np.linspace(0, rate / 2, n // 2 + 1) / rng.uniform(2000, 12000))
-    h = irfft(rfft(h) * damp, n)
+    damp = np.exp(-np.linspace(0, rate / 2, n + 1) / rng.uniform(2000, 12000))
+    h = irfft(rfft(h, 2 * n) * damp, 2 * n)[:n]  # twice as long: what rings before the first sample must not come back as an echo at the end
     h[: int(rng.uniform(0.001, 0.008) * rate)] = 0
     h *= 10 ** (-rng.uniform(-3, 12) / 20) / max(1e-6, np.sqrt((h**2).sum()))
     h[0] = 1

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from voicewire.engines.engine import WEIGHTS, open_engine
 from voicewire.rt import cli, files
 from voicewire.rt.demo import si_sdr_db
+from voicewire.rt.lane import USUAL_STRENGTH_DB
 from voicewire.rt.stream import Stream
 
 from . import metrics, peers
@@ -123,7 +124,8 @@ def ours(weights: Path, rate: int = RATE, strength_db: float | None = None) -> p
         return y
 
     name = " ".join(["voicewire", *([] if rate == RATE else [f"at {rate} Hz"]), *options])
-    return peers.System(name, run, 0, engine.weights)
+    strength = USUAL_STRENGTH_DB["restore"] if strength_db is None else strength_db
+    return peers.System(name, run, 0, f"{engine.weights} {strength:g} dB")
 
 
 class Cache:
@@ -187,7 +189,9 @@ GROUPS: dict[str, Callable[[dict[str, Any]], bool]] = {
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     mean = {k: float(np.mean([r[k] for r in rows])) for k in metrics.COLUMNS if k != "WER"}
-    mean["WER"] = 100 * sum(r["errors"] for r in rows) / max(1, sum(r["words"] for r in rows))
+    words = max(1, sum(r["words"] for r in rows))
+    mean["WER"] = 100 * sum(r["errors"] for r in rows) / words
+    mean["capped"] = 100 * sum(min(r["errors"], r["words"]) for r in rows) / words
     return mean
 
 
@@ -209,6 +213,8 @@ def table(result: dict[str, Any]) -> str:
                 f"| {s['WER']:.1f} | {s['SPK']:.3f} | {r['latency_ms']:.1f} | {r['rtf']:.3f} |"
             )
         lines.append("")
+    capped = ", ".join(f"{name} {summary(r['rows'])['capped']:.1f}" for name, r in result.items())
+    lines.append(f"WER % where no clip counts more errors than it has words (a recogniser that repeats itself makes hundreds): {capped}")
     return "\n".join(lines)
 
 

@@ -84,7 +84,7 @@ class Loudness(nn.Module):
         ratio = ((py + 50) / (pt + 50)) ** 1.2
         ratio = torch.where(ratio < 3, torch.zeros_like(ratio), ratio.clamp_max(12))
         w = self.width
-        weight = ((audible + 1e5) / 1e7) ** -0.04
+        weight = ((audible + 1e5) / 1e7) ** 0.04
         sym = ((d * w).square().sum(-1) + 1e-9).sqrt() * w.sum().sqrt() / weight.clamp_min(0.1)
         asym = (d * ratio * w).sum(-1) / weight.clamp_min(0.1)
         sym, asym = sym.clamp_max(45), asym.clamp_max(45)

@@ -117,7 +117,7 @@ class Mixer:
             h = self.room(rng)
             wet, target = degrade.convolve(x, h), degrade.convolve(x, degrade.early_part(h, self.rate))
         a = np.abs(target)
-        loud = float(np.sqrt((target[a > 0.1 * a.max()] ** 2).mean() + 1e-10)) * 0.7  # rough active level
+        loud = float(np.sqrt((target[a >= 0.1 * a.max()] ** 2).mean() + 1e-10)) * 0.7  # rough active level
         if rng.random() < 0.03:  # nobody speaks
             wet, target = wet * 0, target * 0
         mix = wet.copy()

@@ -7,6 +7,7 @@ extra `[peers]`; the two models no package carries are ONNX files in --peers-dir
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -140,7 +141,7 @@ def _spectral(name: str, path: Path) -> System:
             overlap = y[256:]
         return np.concatenate(ys)[: len(x)]
 
-    return System(name, run, 256, path.name)
+    return System(name, run, 256, f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}")
 
 
 def available(folder: Path | None) -> tuple[list[System], list[str]]:

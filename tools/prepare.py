@@ -3,8 +3,8 @@
     python -m tools.prepare --out cache/16k --rate 16000 speech=~/speech noise=~/noise music=~/music rir=~/rirs
 
 Each KIND=FOLDER is walked for audio files. A `manifest.csv` in the folder, if there is one, names the files (`path`) and may
-give `speaker`, `label`, `noise_id`, `snr_db` and `bandwidth_hz`; without one the speaker is the name of the file's folder
-(LibriSpeech, VCTK, DNS and FSD50K trees work as they are).
+give `speaker`, `label`, `noise_id`, `snr_db` and `bandwidth_hz` (or `sample_rate`; else half the file's own rate); without one the speaker is the name of
+the file's folder, or the first number of a name like LibriSpeech's (LibriSpeech, VCTK, DNS and FSD50K trees work as they are).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,6 +28,8 @@ from .ending import plainly
 
 KINDS = ("speech", "noise", "music", "rir")
 AUDIO = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
+LIBRI = re.compile(r"(\d+)-\d+-\d{4}")  # talker, chapter, sentence: the folder is the chapter
+DERIVED = ("ratings.json", "projection.npz", "teacher.*")  # of what the cache held before: tools.rate, tools.teach
 MAX_SECONDS = {"speech": 30.0, "noise": 60.0, "music": 120.0, "rir": 2.0}
 
 
@@ -35,19 +39,30 @@ def rows(kind: str, root: Path) -> Iterator[dict[str, Any]]:
     if manifest.exists():
         with manifest.open(newline="") as f:
             listed: list[dict[str, str]] = list(csv.DictReader(f))
+        if listed and "path" not in listed[0]:
+            raise ValueError(f"{manifest} has no column 'path', which names the files; it has: {', '.join(listed[0])}")
     else:
         listed = [{"path": str(p.relative_to(root))} for p in sorted(root.rglob("*")) if p.suffix.lower() in AUDIO]
     for r in listed:
         path = Path(r["path"])
+        of_libri = LIBRI.fullmatch(path.stem)
+        talker = f"libri:{of_libri[1]}" if of_libri else str(path.parent)
         yield {
             "file": str(root / path),
             "kind": kind,
-            "group": path.parts[0] if len(path.parts) > 1 else root.name,
-            "speaker": r.get("speaker") or str(path.parent),
+            "group": root.name if of_libri or len(path.parts) == 1 else path.parts[0],
+            "speaker": r.get("speaker") or talker,
             "label": r.get("label", ""),
             "snr_db": float(r.get("snr_db") or 99),
-            "bandwidth_hz": float(r.get("bandwidth_hz") or r.get("sample_rate") or 48000),  # unknown: taken for full band
+            "bandwidth_hz": float(r.get("bandwidth_hz") or 0) or float(r.get("sample_rate") or 0) / 2 or _half_rate(root / path),
         }
+
+
+def _half_rate(path: Path) -> float:
+    try:
+        return sf.info(path).samplerate / 2
+    except (sf.LibsndfileError, OSError):
+        return 24000.0  # `decode` will say what is wrong with it
 
 
 def decode(job: tuple[dict[str, Any], int]) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -68,6 +83,8 @@ def prepare(sources: list[tuple[str, Path]], out: Path, rate: int, min_bandwidth
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(r, rate) for kind, root in sources for r in rows(kind, root)]
     jobs = [j for j in jobs if j[0]["kind"] == "rir" or j[0]["bandwidth_hz"] >= min_bandwidth_hz]
+    if not jobs:
+        raise ValueError(f"no audio in {', '.join(str(root) for _, root in sources)}{f' reaches {min_bandwidth_hz:.0f} Hz' if min_bandwidth_hz else ''}")
     index, start, hours, bad = [], 0, dict.fromkeys(KINDS, 0.0), 0
     with (out / "pcm.raw").open("wb") as f, ProcessPoolExecutor(workers) as pool:
         for row, pcm in tqdm(pool.map(decode, jobs, chunksize=16), total=len(jobs), unit="file", desc=f"prepare {out}"):
@@ -79,8 +96,16 @@ def prepare(sources: list[tuple[str, Path]], out: Path, rate: int, min_bandwidth
             index.append({**row, "start": start, "samples": len(pcm)})
             start += len(pcm)
             hours[row["kind"]] += len(pcm) / rate / 3600
-    np.lib.format.open_memmap(out / "pcm.npy", mode="w+", dtype=np.int16, shape=(max(start, 1),))[:start] = np.memmap(out / "pcm.raw", dtype=np.int16, mode="r")
+    if not start:
+        (out / "pcm.raw").unlink()
+        raise ValueError(f"none of {len(jobs)} files could be read")
+    # aside first: a run that reads the old one goes on with it
+    np.lib.format.open_memmap(out / "pcm.part", mode="w+", dtype=np.int16, shape=(start,))[:] = np.memmap(out / "pcm.raw", dtype=np.int16, mode="r")
     (out / "pcm.raw").unlink()
+    for pattern in DERIVED:
+        for old in out.glob(pattern):
+            old.unlink()
+    os.replace(out / "pcm.part", out / "pcm.npy")
     (out / "index.json").write_text(json.dumps({"rate": rate, "items": index}))
     print(f"{len(index)} files, {bad} left out: " + ", ".join(f"{k} {h:.2f} h" for k, h in hours.items()))
     return hours

@@ -53,6 +53,10 @@ def _section(cls: type[Any], values: dict[str, Any], name: str) -> Any:
     for key in values:
         if key not in known:
             raise ValueError(f"[{name}] has no setting '{key}'; it has: {', '.join(known)}")
+        default = known[key].default
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if isinstance(values[key], bool) != isinstance(default, bool) or not isinstance(values[key], wanted):
+            raise ValueError(f"[{name}] {key} must be like {default!r}, not {values[key]!r}")
     return cls(**values)
 
 

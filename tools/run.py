@@ -146,12 +146,17 @@ def command(
     a = p.parse_args()
     own = a.run / "recipe.toml"
     recipe = load(a.recipe or own)
+    before = own.read_bytes() if own.exists() else None
     if a.recipe and a.recipe.resolve() != own.resolve():
         a.run.mkdir(parents=True, exist_ok=True)
         shutil.copy(a.recipe, own)
     torch.set_num_threads(a.threads)
     try:
         start(a, recipe)
+    except ValueError:  # a recipe that does not fit the run is not the run's
+        if before is not None:
+            own.write_bytes(before)
+        raise
     except KeyboardInterrupt:
         print(
             f"{name}: stopped; {f'the same command goes on from {last}' if (last := a.run / 'last.pt').exists() else 'nothing was saved yet'}", file=sys.stderr

@@ -2,7 +2,7 @@
 
 Few people are in the cache with more than one long recording, so a person's recordings are joined and cut in two: one part to enrol, one to hear. Half of
 all people drawn are changed in speed, pitch and formants together, and half, by a draw of its own, in formants alone, both parts alike: another talker for
-the model's ears.
+the model's ears. Who was chosen for being like somebody is changed as that one is, or would be so no more.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .mixer import Example, Mixer, Rng, recording_gain
 LEAST_SECONDS = 2.5  # of one person: an enrolment and something to hear
 FORMANT_OCTAVES = 0.12  # at most, besides what speed does: a throat longer or shorter by a twelfth
 Span = tuple[int, int]
+Changed = tuple[float, float]  # speed, and octaves that formants are moved by besides
 
 
 class Talkers(Mixer):
@@ -52,8 +53,8 @@ class Talkers(Mixer):
 
         self.voices = [np.concatenate([voice(np.stack([heard(p) for p in people[i : i + 16]])) for i in range(0, len(people), 16)]) for people in self.people]
 
-    def another(self, rng: Rng, people: list[tuple[int, int]]) -> tuple[int, int]:
-        """Somebody who is not among `people`, often the one of several whose voice is most like the last one's."""
+    def another(self, rng: Rng, people: list[tuple[int, int]]) -> tuple[tuple[int, int], bool]:
+        """Somebody who is not among `people`, often the one of several whose voice is most like the last one's; and whether it is."""
         drawn: list[tuple[int, int]] = []
         many = self.of if self.voices and rng.random() < self.hard else 1
         for _ in range(1000):
@@ -64,18 +65,23 @@ class Talkers(Mixer):
         if not drawn:
             raise ValueError("the cache holds too few people for a scene of three; pack more with tools.prepare")
         if many == 1:
-            return drawn[0]
+            return drawn[0], False
         group, member = people[-1]
-        return max(drawn, key=lambda who: float(self.voices[who[0]][who[1]] @ self.voices[group][member]))
+        return max(drawn, key=lambda who: float(self.voices[who[0]][who[1]] @ self.voices[group][member])), True
 
     def person(self, rng: Rng) -> tuple[int, int]:
         group = int(rng.choice(len(self.people), p=self.people_chance))
         return group, int(rng.integers(len(self.people[group])))
 
-    def two_parts(self, rng: Rng, person: tuple[int, int], first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
+    def change(self, rng: Rng) -> Changed:
+        """What makes of somebody somebody else."""
+        speed = 2 ** rng.uniform(-0.25, 0.25) if rng.random() < 0.5 else 1.0
+        return speed, rng.uniform(-FORMANT_OCTAVES, FORMANT_OCTAVES) if rng.random() < 0.5 else 0.0
+
+    def two_parts(self, rng: Rng, person: tuple[int, int], first: int, second: int, changed: Changed) -> tuple[np.ndarray, np.ndarray]:
         """Two pieces of one person's speech that share no sample of the cache, [first] and [second] samples, repeated where there is less."""
         clips = self.people[person[0]][person[1]]
-        speed = 2 ** rng.uniform(-0.25, 0.25) if rng.random() < 0.5 else 1.0
+        speed, octaves = changed
         order = [clips[i] for i in rng.permutation(len(clips))[:8]]
         total, need_first, need_second = sum(n for _, n in order), int(first * speed), int(second * speed)
         if total < 2 * (need_first + need_second):
@@ -83,8 +89,7 @@ class Talkers(Mixer):
         else:
             cut = int(rng.integers(need_first, total - need_second))
         parts = self._gather(rng, order, 0, cut, first, speed), self._gather(rng, order, cut, total, second, speed)
-        if rng.random() < 0.5:
-            octaves = rng.uniform(-FORMANT_OCTAVES, FORMANT_OCTAVES)
+        if octaves:
             parts = warp(parts[0], octaves).astype(np.float32), warp(parts[1], octaves).astype(np.float32)
         return parts
 
@@ -124,9 +129,9 @@ class Talkers(Mixer):
         noise = self.noise(rng, "noise" if rng.random() < 0.6 else "made")
         return np.tile(noise, -(-n // len(noise)))[:n]
 
-    def talker(self, rng: Rng, who: tuple[int, int], reverberant: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def talker(self, rng: Rng, who: tuple[int, int], reverberant: bool, changed: Changed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(enrolment [enrol_samples], what is heard of that person [samples], what is wanted of it [samples])"""
-        enrol, x = self.two_parts(rng, who, self.enrol_samples, self.n)
+        enrol, x = self.two_parts(rng, who, self.enrol_samples, self.n, changed)
         x = degrade.equalise(rng, x, self.rate, 4)
         if not reverberant:
             return enrol, x, x
@@ -139,8 +144,8 @@ class Talkers(Mixer):
         Sometimes the talker says nothing, sometimes nobody else does. The same mixture with two enrolments shows what an enrolment is for.
         """
         people = [self.person(rng)]
-        reverberant = rng.random() < 0.4
-        enrol, wet, target = self.talker(rng, people[0], reverberant)
+        reverberant, changed = rng.random() < 0.4, self.change(rng)
+        enrol, wet, target = self.talker(rng, people[0], reverberant, changed)
         loud = _loud(target)
         kind = rng.random()
         mix = wet.copy()
@@ -148,9 +153,10 @@ class Talkers(Mixer):
             mix, target = mix * 0, target * 0
         known = [(target, enrol)]
         for _ in range(0 if kind > 0.9 else 1 if rng.random() < 0.85 else 2):
-            other = self.another(rng, people)
+            other, alike = self.another(rng, people)
             people.append(other)
-            enrol, wet, target = self.talker(rng, other, reverberant)
+            changed = changed if alike else self.change(rng)
+            enrol, wet, target = self.talker(rng, other, reverberant, changed)
             sir_db = rng.uniform(-5, 5) if rng.random() < 0.85 else rng.uniform(5, 20)
             gain = np.full(self.n, loud / _loud(wet) * 10 ** (-sir_db / 20), np.float32)
             if rng.random() < 0.3:  # begins later or stops earlier
@@ -177,11 +183,13 @@ class Talkers(Mixer):
     def two(self, rng: Rng) -> Example:
         """(mixture [samples], [2, samples] targets): two talkers about as loud, in any order; one of them may say nothing, begin later or stop earlier."""
         people = [self.person(rng)]
-        people.append(self.another(rng, people))
-        reverberant = rng.random() < 0.3
+        other, alike = self.another(rng, people)
+        people.append(other)
+        reverberant, changed = rng.random() < 0.3, self.change(rng)
         targets, mix, loud = np.zeros((2, self.n), np.float32), np.zeros(self.n, np.float32), 0.0
         for i, who in enumerate(people[: 1 if rng.random() < 0.06 else 2]):
-            _, wet, target = self.talker(rng, who, reverberant)
+            changed = changed if alike else self.change(rng)
+            _, wet, target = self.talker(rng, who, reverberant, changed)
             level_db = rng.uniform(-5, 5) if i else 0.0
             gain = np.full(self.n, (loud or _loud(target)) / _loud(target) * 10 ** (level_db / 20), np.float32)
             loud = loud or _loud(target)
@@ -210,7 +218,7 @@ class Talkers(Mixer):
         while len(chosen) < people:
             who = self.person(rng)
             if who not in chosen:
-                a, b = self.two_parts(rng, who, self.enrol_samples, self.enrol_samples)
+                a, b = self.two_parts(rng, who, self.enrol_samples, self.enrol_samples, self.change(rng))
                 clean.append(np.stack([a, b]))
                 chosen[who] = np.stack([self.enrolment(rng, a), self.enrolment(rng, b)])
         return np.stack(list(chosen.values()), 1), np.stack(clean, 1)

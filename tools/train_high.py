@@ -44,9 +44,12 @@ def train(run: Path, core: Path, cache: Path, minutes: float, steps: int | None,
     model.core.load_state_dict(saved["ema"])
     run.mkdir(parents=True, exist_ok=True)
     last = run / "last.pt"
+    first = 0  # batch: a run that goes on hears others than before
     if last.exists():
-        model.high.load_state_dict(read_checkpoint(last, "high")["high"])
-        print(f"going on from {last}")
+        before = read_checkpoint(last, "high", "step")
+        model.high.load_state_dict(before["high"])
+        first = before["step"]
+        print(f"going on from {last}, step {first}")
     model.core.eval().requires_grad_(False)
     mixer = Mixer(cache, 7, 4, 2.0)
     hop = mixer.rate // 100
@@ -61,7 +64,7 @@ def train(run: Path, core: Path, cache: Path, minutes: float, steps: int | None,
                 break
             for group in optimiser.param_groups:
                 group["lr"] = lr * min(1, (step + 1) / 50, max(0.02, (1 - progress) / 0.4))
-            mix, target = (torch.from_numpy(z) for z in mixer.batch(step))
+            mix, target = (torch.from_numpy(z) for z in mixer.batch(first + step))
             gain = LOUD / (target.square().mean(1) + 1e-6).sqrt()
             spectra = [torch.nn.functional.pad(s[:, :, :BINS], (0, 0, 0, max(0, BINS - s.shape[2]))) for s in (stft(mix, hop), stft(target, hop))]
             y = model(spectra[0])
@@ -83,8 +86,8 @@ def train(run: Path, core: Path, cache: Path, minutes: float, steps: int | None,
                 bar.set_postfix_str(f"step {step} loss {now:.5f}, untouched {untouched:.5f}")
                 bar.update(min(round(time.monotonic() - begin), bar.total) - bar.n)
     bar.close()
-    torch.save({"high": model.high.state_dict(), "step": step}, last)
-    print(f"done: {step} steps, {last}")
+    torch.save({"high": model.high.state_dict(), "step": first + step}, last)
+    print(f"done: {first + step} steps, {last}")
 
 
 @plainly
