@@ -21,6 +21,7 @@ F32 = NDArray[np.float32]
 PIECE_BYTES = 1 << 16  # read at once, at most: what a pipe of Linux holds
 FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
 MOST_CHANNELS = 64
+READER_GONE = 141  # the exit code of one who is ended by SIGPIPE
 HINT = "for example: ffmpeg -i talk.mp4 -f s16le -ac 1 -ar 48000 - | voicewire pipe --rate 48000 > clean.raw"
 
 
@@ -62,6 +63,8 @@ def run(a: argparse.Namespace) -> int:
         try:
             while len(data):
                 data = data[os.write(sys.stdout.fileno(), data) :]
+        except BrokenPipeError:  # whoever reads has had enough; the signal that says so may be blocked where this was started
+            return READER_GONE
         except OSError as e:
             raise InputError(f"standard output takes no more: {e.strerror}") from None
     if repaired:

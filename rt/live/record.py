@@ -57,10 +57,12 @@ class Recorder:
             self._failed(f"{self.lost_blocks} blocks are missing in {self.paths[0].parent}: the disk was too slow")
 
     def _run(self) -> None:
+        ended = False
         try:
             while (item := self._queue.get()) is not None:
                 for file, x in zip(self._files, item, strict=True):
                     file.write(x)
+            ended = True
             self._files[1].write(np.zeros(self._held, np.float32))
             for file in self._files:
                 file.close()
@@ -69,5 +71,5 @@ class Recorder:
             for file in self._files:
                 with contextlib.suppress(sf.LibsndfileError, OSError, AssertionError):
                     file.close()
-            while self._queue.get() is not None:  # what comes has nowhere to go
+            while not ended and self._queue.get() is not None:  # what comes has nowhere to go
                 pass

@@ -44,6 +44,7 @@ int cuDeviceGet(int* device, int) { return *device = 0, SUCCESS; }
 int cuDeviceGetName(char* name, int length, int) { return std::snprintf(name, length, "host shim"), SUCCESS; }
 int cuDeviceGetAttribute(int* value, int which, int) { return *value = which == 75 ? 9 : 0, SUCCESS; }  // compute capability 9.0
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &memory, SUCCESS; }
+int cuCtxSynchronize(void) { return SUCCESS; }
 int cuCtxSetCurrent(void* context) { return context == &memory ? SUCCESS : INVALID_VALUE; }
 int cuModuleLoadData(void** module, const void* image) { return *module = &memory, std::memcmp(image, "\x7f" "ELF", 4) ? INVALID_VALUE : SUCCESS; }
 int cuModuleGetFunction(void** f, void*, const char* name) {
