@@ -1,4 +1,4 @@
-"""What `voicewire file` and `voicewire pipe` are asked to do with a sound: their common options, and the stream that these make."""
+"""What the commands are asked to do with a sound: which task options mean, which go together, and, for `file` and `pipe`, the stream that they make."""
 
 from __future__ import annotations
 
@@ -7,8 +7,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .files import InputError
+
 if TYPE_CHECKING:
     from .stream import Stream
+
+
+def usual_task(query: object, enrolled: object, talker: object) -> str | None:
+    """The task that is meant where a query, somebody enrolled or a talker is given, and none is named."""
+    return next((task for task, what in (("query", query), ("extract", enrolled), ("separate", talker)) if what is not None), None)
+
+
+def check_asked(
+    query: str | None, query_gain_db: float | None, enrolled: Path | None, talker: int | None = None, *,
+    task: str | None = None, voice_strength: float | None = None,
+) -> None:  # fmt: skip
+    """InputError for options of `file`, `pipe` and `send` that do not go together."""
+    asked = [name for name, value in (("--query", query), ("--enroll", enrolled), ("--talker", talker)) if value is not None]
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} are several tasks; give one of them")
+    if query_gain_db is not None and query is None:
+        raise InputError("--query-gain changes how loud a queried sound is; say which with --query")
+    if voice_strength is not None and task != "convert":
+        raise InputError("--voice-strength says how far to go towards another voice; it goes with --task convert")
 
 
 def add_options(p: argparse.ArgumentParser, strength: Callable[[str], float]) -> None:
@@ -30,7 +51,7 @@ def add_options(p: argparse.ArgumentParser, strength: Callable[[str], float]) ->
         "--strength",
         type=strength,
         metavar="DB",
-        help="take away at most this many dB (restore 26, else 40; 0 changes nothing, 100 is no limit)",
+        help="take away at most this many dB (restore 26, extract 60, else 40; 0 changes nothing, 100 is no limit)",
     )
     p.add_argument("--engine", default="onnx", help="onnx (default), tensorrt, torch-cuda, auto (the first that works), or torch")
 
@@ -42,12 +63,12 @@ def open_stream(a: argparse.Namespace, rate: int, channels: int, mix: bool | Non
     from voicewire.engines.query import ask
     from voicewire.engines.voiceprint import Voiceprint, taken_by
 
-    from . import enroll, files
+    from . import enroll
     from .stream import Stream
 
-    usual = "query" if a.query is not None else "extract" if a.enroll else "separate" if a.talker is not None else "restore"
+    usual = usual_task(a.query, a.enroll, a.talker) or "restore"
     task = a.task or usual
-    files.check_asked(a.query, a.query_gain, a.enroll, a.talker, task=task, voice_strength=a.voice_strength)
+    check_asked(a.query, a.query_gain, a.enroll, a.talker, task=task, voice_strength=a.voice_strength)
     engine = open_engine(a.engine, weights_for(usual if task == "restore" else task))
     voice: Voiceprint | None = None
     if a.query is not None:

@@ -129,20 +129,6 @@ def check_apart(source: Path, target: Path) -> None:
         raise InputError(f"{target} is no file to write to; give another name for the result")
 
 
-def check_asked(
-    query: str | None, query_gain_db: float | None, enrolled: Path | None, talker: int | None = None, *,
-    task: str | None = None, voice_strength: float | None = None,
-) -> None:  # fmt: skip
-    """InputError for options of `file`, `pipe`, `live` and `send` that do not go together."""
-    asked = [name for name, value in (("--query", query), ("--enroll", enrolled), ("--talker", talker)) if value is not None]
-    if len(asked) > 1:
-        raise InputError(f"{' and '.join(asked)} are several tasks; give one of them")
-    if query_gain_db is not None and query is None:
-        raise InputError("--query-gain changes how loud a queried sound is; say which with --query")
-    if voice_strength is not None and task != "convert":
-        raise InputError("--voice-strength says how far to go towards another voice; it goes with --task convert")
-
-
 class Writing:
     """An audio file in the making: `with Writing(…) as out: out.write(y)`. When the block has ended the file is there, whole; after an error it is not.
 

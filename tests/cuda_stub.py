@@ -138,6 +138,10 @@ class Runtime:
     def do_cudaGraphExecDestroy(self, graph: Any) -> None:
         del self._graphs[int(graph)]
 
+    def do_cudaEventDestroy(self, event: Any) -> None: ...
+
+    def do_cudaStreamDestroy(self, stream: Any) -> None: ...
+
     def do_cudaGraphLaunch(self, graph: Any, stream: Any) -> None:
         for work in self._graphs[int(graph)]:
             work()

@@ -100,10 +100,11 @@ class CudaDevice:
         self._ordinal, self.name = ordinal, ""
         self._check(r.cudaSetDevice(ordinal))
         self._check(r.cudaFree(0))  # makes the context that kernels and TensorRT use too
-        self.name = self._check(r.cudaGetDeviceProperties(ordinal)).name.decode().rstrip("\0")
+        self.name = name(ordinal)
         self._stream = self._check(r.cudaStreamCreateWithFlags(r.cudaStreamNonBlocking))
         flags = r.cudaEventBlockingSync | r.cudaEventDisableTiming
-        self._marks = itertools.cycle([CudaMark(self._check(r.cudaEventCreateWithFlags(flags))) for _ in range(MARKS)])
+        self._events = [self._check(r.cudaEventCreateWithFlags(flags)) for _ in range(MARKS)]
+        self._marks = itertools.cycle([CudaMark(event) for event in self._events])
         self._memory: list[int] = []
         self._pinned: list[int] = []
         self._functions: dict[str, launch.Function] = {}
@@ -212,4 +213,8 @@ class CudaDevice:
         for address in self._memory:
             r.cudaFree(address)
         self._memory.clear()
+        for event in self._events:
+            r.cudaEventDestroy(event)
+        self._events.clear()
+        r.cudaStreamDestroy(self._stream)
         # pinned memory stays: results that were fetched are views of it

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..asked import usual_task
 from . import config, service, virtual
 from .backend import BACKENDS, DeviceError, open_backend
 from .controller import LiveSettings
@@ -78,7 +79,7 @@ def settings_of(a: argparse.Namespace) -> LiveSettings:
     path = a.config or (config.default_path() if config.default_path().exists() else None)
     base = config.load(path) if path else LiveSettings()
     if not a.task:
-        a.task = config.usual_task(vars(a)).get("task")
+        a.task = usual_task(a.query, a.enroll, a.talker)
     names = (
         "device_in", "device_out", "task", "enroll", "talker", "query", "query_gain_db", "strength_db", "voice_strength", "backend", "period_ms", "cushion_ms",
         "record",

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..asked import usual_task
 from .controller import LiveSettings
 
 _NAMES = {"in": "device_in", "out": "device_out"}  # as on the command line
@@ -15,14 +16,6 @@ _NAMES = {"in": "device_in", "out": "device_out"}  # as on the command line
 
 def default_path() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "voicewire" / "config.toml"
-
-
-def usual_task(given: dict[str, Any]) -> dict[str, str]:
-    """The task that these settings are for, where one of them is: {"task": …} or {}."""
-    for name, task in (("query", "query"), ("enroll", "extract"), ("talker", "separate")):
-        if given.get(name) is not None:
-            return {"task": task}
-    return {}
 
 
 def load(path: Path) -> LiveSettings:
@@ -47,8 +40,8 @@ def load(path: Path) -> LiveSettings:
         if isinstance(value, bool) or not isinstance(value, int if name == "talker" else (int, float) if number else str):
             raise ValueError(f"{path}: {key} must be {'a whole number' if name == 'talker' else 'a number' if number else 'text'}, not {value!r}")
         values[name] = float(value) if number else value
-    if "task" not in values:
-        values |= usual_task(values)
+    if "task" not in values and (task := usual_task(values.get("query"), values.get("enroll"), values.get("talker"))):
+        values["task"] = task
     try:
         return LiveSettings(**values)
     except ValueError as e:

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from voicewire.engines.sentence import check
 
-from .. import enroll, files
+from .. import asked, enroll, files
 from ..lane import Samples, check_query_gain, check_voice_strength, to_float, to_int16
 from .client import Client
 
@@ -72,13 +72,13 @@ def send_file(
 ) -> int:  # fmt: skip
     """`voicewire send`: a file through a relay. enrolled: a voiceprint file, or a recording to make one of here. talker: of two unknown ones,
     1 or 2. query: the sound to keep, in words; query_gain_db and voice_strength: see `Stream`. ValueError with one line when it cannot be done."""
-    files.check_asked(query, query_gain_db, enrolled, talker, task=task, voice_strength=voice_strength)
+    asked.check_asked(query, query_gain_db, enrolled, talker, task=task, voice_strength=voice_strength)
     check_query_gain(query_gain_db)
     strength = check_voice_strength(1.0 if voice_strength is None else voice_strength)
     files.check_writable(target)
     files.check_apart(source, target)
     voice = None if enrolled is None else enroll.file_bytes(enrolled)
-    usual = next((t for t, what in (("query", query), ("extract", voice), ("separate", talker)) if what is not None), "restore")
+    usual = asked.usual_task(query, voice, talker) or "restore"
     recording = files.Recording(source)
     rate, whole = recording.rate, recording.subtype == "PCM_16"
     size = max(1, rate * (20 if realtime else 100) // 1000)

@@ -714,6 +714,37 @@ def test_a_sound_and_a_talker_are_one_or_the_other(page: Any, knowing: Served, v
     assert page.get_attribute("#pick", "aria-checked") == "false"
 
 
+def test_what_is_chosen_while_a_stream_begins_is_not_lost(
+    page: Any, knowing: Served, voice_engine: Engine, voices: tuple[Voiceprint, Voiceprint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A talker is chosen after the page has said `start`, and before the server says `ready`."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    kept = {"weights": voice_engine.weights, "voice": base64.b64encode(voices[0].to_bytes()).decode(), "when": 0}
+    page.goto(knowing.url)
+    page.evaluate("(kept) => localStorage.setItem('voicewire-voice', JSON.stringify(kept))", kept)
+    page.reload()
+    relay, start = knowing.relay, knowing.relay.start
+
+    def later(event: Any, connection: Any, *more: Any) -> Any:
+        """`ready` goes out only once the page has been changed."""
+        begun.set()
+        connection._wait_for(held(event, connection, *more))
+        return None
+
+    async def held(event: Any, connection: Any, *more: Any) -> None:
+        await asyncio.to_thread(go_on.wait, 60)
+        connection.session = start(event, connection, *more)
+
+    monkeypatch.setattr(relay, "start", later)
+    page.click("#go")
+    until(page, begun.is_set)
+    page.click("#extract")
+    go_on.set()
+    session_of(page, knowing, "extract")
+    assert page.get_attribute("#extract", "aria-checked") == "true"
+
+
 def test_one_of_two_talkers_from_the_keyboard(page: Any, knowing: Served, voice_weights: Path) -> None:
     gains = [p.parts["gain"] for p in places(voice_weights)]
     page.goto(knowing.url)

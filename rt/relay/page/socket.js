@@ -10,6 +10,7 @@ const FINISH_S = 1.5, FINISH_ALL_S = 30; // how long the server may take for wha
 let sent = 0, answered = null; // times of the newest sound sent and answered
 let enroll = 0; // seconds of a voice the server is to enroll
 let where, start, socket, latency = 0, sequence = 0, tries = 0, unsent = 0, wanted = false, keep = false, timer = 0, toPlayer = null;
+let unsaid = false; // something was set after `start` was sent and before it was answered
 let moving = null; // { next: the socket to go on with, kept: blocks that wait for it }
 
 const tell = (event, more = {}) => postMessage({ event, ...more });
@@ -76,7 +77,8 @@ function use(mine, first) {
       moving = null;
       const { strength_db, bypass, task, voice, query, talker, query_gain_db, voice_strength } = start;
       const asked = { strength_db, bypass, task, voice, query, talker, query_gain_db, voice_strength };
-      if (first.resume) mine.send(JSON.stringify({ event: "set", ...asked })); // may have changed meanwhile
+      if (first.resume || unsaid) mine.send(JSON.stringify({ event: "set", ...asked })); // may have changed meanwhile
+      unsaid = false;
       if (enroll) mine.send(JSON.stringify({ event: "enroll", seconds: enroll }));
       kept.forEach(say);
     }
@@ -93,6 +95,7 @@ function use(mine, first) {
     else if (said && first.resume) connect(); // what was left behind is lost: begin anew
     else again({ ready, code: e.code, why: said ? `The server said: ${said.text}` : null });
   };
+  unsaid = false;
   if (mine.readyState === WebSocket.OPEN) mine.send(JSON.stringify(first));
   else mine.onclose({ code: 1006 }); // it ended before its turn came
 }
@@ -150,6 +153,7 @@ onmessage = ({ data }) => {
   } else if (data.do === "set") {
     Object.assign(start, data.fields); // so that it holds after connecting again too
     if (opened() && latency) socket.send(JSON.stringify({ event: "set", ...data.fields }));
+    else unsaid = true;
   } else if (data.do === "stop") {
     wanted = false;
     clearTimeout(timer);
