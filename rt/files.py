@@ -145,7 +145,7 @@ class Writing:
         if kind == "WAV" and samples * channels * WIDEST_BYTES > MOST_RIFF_BYTES:
             kind = "RF64"
         self.path, self._whole_numbers = path, subtype == "PCM_16"
-        self._part = path.with_name(f".{path.name}.part")
+        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")  # another process may be at it, too: the last one wins, whole
         with self._refused():
             self._file = sf.SoundFile(self._part, "w", rate, channels, subtype, format=kind)
 
