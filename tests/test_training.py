@@ -19,6 +19,7 @@ from tools.mixer import RATINGS, Mixer
 from tools.prepare import main as prepare_main
 from tools.prepare import prepare
 from tools.recipe import load
+from tools.run import adamw, set_rate
 from tools.train import main as train_main
 from voicewire.engines.config import ModelConfig
 from voicewire.engines.contract import EngineSteps, verify_contract
@@ -222,6 +223,33 @@ def test_loss_orders_signals(noisy: np.ndarray, clean: np.ndarray) -> None:
     assert y.grad is not None and torch.isfinite(y.grad).all()
     silent = loss(torch.zeros_like(n), torch.zeros_like(n), n)[0]
     assert torch.isfinite(silent)
+
+
+def test_only_matrices_decay() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    optimiser = adamw(layer, 1e-3, (0.9, 0.98), 0.5)
+    set_rate(optimiser, 0.1)
+    for p in layer.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step()
+    for name, now in layer.state_dict().items():
+        torch.testing.assert_close(now, before[name] * (0.95 if name == "0.weight" else 1.0))
+
+
+def test_a_run_with_another_optimiser_is_not_resumed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(cache=cache))
+    run = tmp_path / "run"
+    command = ["train", str(run), "--recipe", str(tmp_path / "recipe.toml"), "--steps", "1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert train_main() == 0
+    last = torch.load(run / "last.pt", weights_only=True)
+    groups = last["optimiser"]["param_groups"]
+    last["optimiser"]["param_groups"] = [groups[0] | {"params": [i for g in groups for i in g["params"]]}]  # one group, as before 2026-11-30
+    torch.save(last, run / "last.pt")
+    assert train_main() == 2
+    assert f"start a new run from it: --init {run / 'last.pt'}" in capsys.readouterr().err
 
 
 def test_recipes() -> None:

@@ -30,6 +30,18 @@ def rate(progress: float, step: int, warmup_steps: int, decay_share: float) -> f
     return min(1.0, (step + 1) / warmup_steps, max(0.02, down))
 
 
+def adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) that decays matrices alone: biases, gains and memories of recurrences are no better for being near 0."""
+    parts = list(model.parameters())
+    groups = [{"params": [p for p in parts if p.ndim > 1]}, {"params": [p for p in parts if p.ndim <= 1], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+
+
 class TimedRun:
     """A run in `folder` that stops when its box of minutes or steps is full and goes on from there when it is started again.
 
@@ -49,7 +61,10 @@ class TimedRun:
                 if isinstance(part, nn.Module):
                     fill(part, saved[name], last)
                 else:
-                    part.load_state_dict(saved[name])
+                    try:
+                        part.load_state_dict(saved[name])
+                    except ValueError:
+                        raise ValueError(f"{last} is of a training with another optimiser; start a new run from it: --init {last}") from None
             self.step, self.minutes, self.hours = saved["step"], saved["minutes"], saved["hours"]
             print(f"resumed {last} at step {self.step}, {self.hours:.1f} h of audio")
 

@@ -33,7 +33,7 @@ from .losses import LOUD, EnhanceLoss
 from .mixer import Mixer
 from .queries import Queries
 from .recipe import Data, Recipe, load
-from .run import TimedRun, bf16, clip_and_step, command, rate
+from .run import TimedRun, adamw, bf16, clip_and_step, command, rate, set_rate
 from .said import Transcripts
 from .talkers import Talkers
 
@@ -135,7 +135,7 @@ class Run(TimedRun):
         self.ema = copy.deepcopy(self.model).eval()
         if self.model.voice is not None:
             self.model.voice.requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
+        self.optimiser = adamw(self.model, recipe.train.lr, (0.9, 0.98), recipe.train.weight_decay)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         self.placeless = False
         self.norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
@@ -186,7 +186,7 @@ class Run(TimedRun):
         loader = DataLoader(batches, batch_size=None, num_workers=data.workers, pin_memory=self.device == "cuda")
         for progress, (task, arrays) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
-            self.optimiser.param_groups[0]["lr"] = lr
+            set_rate(self.optimiser, lr)
             mix, target, *more = (a.to(self.device, non_blocking=True) for a in arrays)
             self.model.train()
             if batches.draws:  # batches of several tasks have several statistics; the ones that are used afterwards would be none of them

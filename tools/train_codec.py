@@ -35,7 +35,7 @@ from .codec_primitives import NONE, Primitives
 from .codec_recipe import CodecRecipe, CodecTrain, load
 from .discriminator import Discriminator
 from .ending import plainly
-from .run import TimedRun, bf16, clip_and_step, command, rate
+from .run import TimedRun, adamw, bf16, clip_and_step, command, rate, set_rate
 from .teach import Teacher
 
 HOP = 160
@@ -172,7 +172,7 @@ class Run(TimedRun):
         self.judge = Discriminator(t.judge_channels).to(device)
         self.primitives = Primitives(recipe.model.dim, recipe.model.teacher_dim).to(device)
         self.trained = nn.ModuleList([self.model, self.primitives])
-        self.optimiser = torch.optim.AdamW(self.trained.parameters(), t.lr, betas=(0.8, 0.98), weight_decay=t.weight_decay, fused=True)
+        self.optimiser = adamw(self.trained, t.lr, (0.8, 0.98), t.weight_decay)
         self.judge_optimiser = torch.optim.AdamW(self.judge.parameters(), t.lr / 3, betas=(0.8, 0.98), fused=True)
         kept = {"model": self.model, "ema": self.ema, "primitives": self.primitives, "judge": self.judge}
         kept |= {"optimiser": self.optimiser, "judge_optimiser": self.judge_optimiser}
@@ -244,7 +244,8 @@ class Run(TimedRun):
         usage = Usage(self.recipe.model.streams, self.recipe.model.codes)
         for progress, batch in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
-            self.optimiser.param_groups[0]["lr"], self.judge_optimiser.param_groups[0]["lr"] = lr, lr / 3
+            set_rate(self.optimiser, lr)
+            set_rate(self.judge_optimiser, lr / 3)
             numbers, tokens = self.one_step(objective, batch)
             usage.add(tokens)
             self.log(numbers | {"lr": lr}, lambda row: f"loss {row['loss']:.3f} mel {row['mel']:.3f} cosine {row['cosine']:.2f}", usage.take)

@@ -33,7 +33,7 @@ from .convert_mixer import ConvertMixer
 from .ending import plainly
 from .likeness import HOP, Likeness, at_one_level
 from .recipe import Data, Train, sections
-from .run import TimedRun, bf16, clip_and_step, command, rate
+from .run import TimedRun, adamw, bf16, clip_and_step, command, rate, set_rate
 from .train_codec import waveform
 from .words import Hearing, misheard
 
@@ -186,7 +186,7 @@ class Run(TimedRun):
         if codec is not None:
             begin_with(load_codec(codec).to(device), self.model)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), t.lr, betas=(0.9, 0.98), weight_decay=t.weight_decay, fused=True)
+        self.optimiser = adamw(self.model, t.lr, (0.9, 0.98), t.weight_decay)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         if codec is None and not self.resumed:
             raise ValueError("a converter begins with the codec's weights: give --codec FOLDER")
@@ -201,7 +201,7 @@ class Run(TimedRun):
         objective = Objective(t, self.device, self.step)
         for progress, batch in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
-            self.optimiser.param_groups[0]["lr"] = lr
+            set_rate(self.optimiser, lr)
             self.model.train()
             loss, parts = objective(self.model, self.ema, [z.to(self.device) for z in batch])
             norm = clip_and_step(self.model, self.optimiser, loss, t.clip)

@@ -35,7 +35,7 @@ from voicewire.engines.net.recognise import Recogniser
 from voicewire.engines.net.spectrum import stft
 
 from .ending import plainly
-from .run import bf16
+from .run import adamw, bf16, set_rate
 from .talkers import Talkers
 
 SECONDS, BATCH = 8.0, 4
@@ -142,11 +142,11 @@ def begin(init: Path) -> tuple[Model, dict[str, Any]]:
 
 def train(who: Recogniser, fit: Heard, test: Heard, minutes: float) -> None:
     """Leaves the gate as it was when it was best on `test`."""
-    optimiser = torch.optim.AdamW(who.parameters(), RATE, weight_decay=1e-2)
+    optimiser = adamw(who, RATE, (0.9, 0.999), 1e-2)
     best, kept, start = float("inf"), copy.deepcopy(who.state_dict()), time.monotonic()
     with tqdm(total=round(60 * minutes), unit="s", disable=None) as bar:
         while (spent := time.monotonic() - start) < 60 * minutes:
-            optimiser.param_groups[0]["lr"] = RATE * max(0.02, 1 - spent / 60 / minutes)
+            set_rate(optimiser, RATE * max(0.02, 1 - spent / 60 / minutes))
             for at in torch.randperm(len(fit.made)).split(STEPS_BATCH):
                 few = fit.pick(at)
                 total, _, _ = loss(gates(who, few), few)

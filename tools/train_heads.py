@@ -30,7 +30,7 @@ from voicewire.engines.net.heads import TokenHeads
 from .ending import plainly
 from .hear import Heard, named
 from .recipe import Data, Train, sections
-from .run import TimedRun, bf16, clip_and_step, command, rate
+from .run import TimedRun, adamw, bf16, clip_and_step, command, rate, set_rate
 
 VALIDATION = 50  # every so many-th clip is not trained on
 VALIDATION_CLIPS = 8
@@ -151,7 +151,7 @@ class Run(TimedRun):
         self.model.take_statistics(torch.from_numpy(np.concatenate([read_given(self.heard.clip(i, 0, self.heard.clip_frames), listens) for i in some])))
         self.model.to(device)
         self.ema = copy.deepcopy(self.model).eval()
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), t.lr, betas=(0.9, 0.98), weight_decay=t.weight_decay, fused=True)
+        self.optimiser = adamw(self.model, t.lr, (0.9, 0.98), t.weight_decay)
         doc = {"config": self.config.to_dict(), **{k: self.heard.doc[k] for k in ("core_weights", "codec_weights")}}
         super().__init__(folder, device, doc, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         if init and not self.resumed:
@@ -180,7 +180,7 @@ class Run(TimedRun):
 
         for progress, (given, tokens) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
-            self.optimiser.param_groups[0]["lr"] = lr
+            set_rate(self.optimiser, lr)
             given, tokens = given.to(self.device, non_blocking=True), tokens.to(self.device, non_blocking=True)
             self.model.train()
             loss, parts = losses(self.model, given, tokens, t, rng)

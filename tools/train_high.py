@@ -26,6 +26,7 @@ from voicewire.engines.net.spectrum import stft
 
 from .ending import plainly
 from .mixer import Mixer
+from .run import adamw, set_rate
 
 LOUD = 0.05  # RMS the target is brought to before the spectra are compared
 
@@ -54,7 +55,7 @@ def train(run: Path, core: Path, cache: Path, minutes: float, steps: int | None,
     mixer = Mixer(cache, 7, 4, 2.0)
     hop = mixer.rate // 100
     print("data, hours:", json.dumps(mixer.describe()), "parameters:", sum(p.numel() for p in model.high.parameters()))
-    optimiser = torch.optim.AdamW(model.high.parameters(), lr, betas=(0.9, 0.98))
+    optimiser = adamw(model.high, lr, (0.9, 0.98), 1e-2)
     begin, step, seen = time.monotonic(), 0, []
     bar = tqdm(total=round(minutes * 60), unit="s", mininterval=5, disable=None)
     with (run / "log.jsonl").open("a") as log:
@@ -62,8 +63,7 @@ def train(run: Path, core: Path, cache: Path, minutes: float, steps: int | None,
             progress = max((time.monotonic() - begin) / 60 / minutes, step / steps if steps else 0.0)
             if progress >= 1:
                 break
-            for group in optimiser.param_groups:
-                group["lr"] = lr * min(1, (step + 1) / 50, max(0.02, (1 - progress) / 0.4))
+            set_rate(optimiser, lr * min(1, (step + 1) / 50, max(0.02, (1 - progress) / 0.4)))
             mix, target = (torch.from_numpy(z) for z in mixer.batch(first + step))
             gain = LOUD / (target.square().mean(1) + 1e-6).sqrt()
             spectra = [torch.nn.functional.pad(s[:, :, :BINS], (0, 0, 0, max(0, BINS - s.shape[2]))) for s in (stft(mix, hop), stft(target, hop))]

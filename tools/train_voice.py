@@ -27,7 +27,7 @@ from voicewire.engines.net.voice import VoiceEncoder
 
 from .ending import plainly
 from .recipe import Recipe, load
-from .run import TimedRun, bf16, clip_and_step, command, rate
+from .run import TimedRun, adamw, bf16, clip_and_step, command, rate, set_rate
 from .talkers import Talkers
 
 TEACHER_FRAMES, TEACHER_DIM = 160, 256  # 10 ms each
@@ -98,7 +98,7 @@ class Run(TimedRun):
         self.recipe, self.device = recipe, device
         self.model = Speaker(recipe).to(device)
         self.ema = copy.deepcopy(self.model).eval()
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), recipe.train.lr, betas=(0.9, 0.98), weight_decay=recipe.train.weight_decay, fused=True)
+        self.optimiser = adamw(self.model, recipe.train.lr, (0.9, 0.98), recipe.train.weight_decay)
         super().__init__(folder, device, {"config": recipe.model.to_dict()}, {"model": self.model, "ema": self.ema, "optimiser": self.optimiser})
         if init and not self.resumed:
             voice = load_weights(init).core.voice
@@ -119,7 +119,7 @@ class Run(TimedRun):
         teacher = Teacher() if t.teacher else None
         for progress, (x, clean) in self.boxed(loader, minutes, steps, t.checkpoint_minutes):
             lr = t.lr * rate(progress, self.step, t.warmup_steps, t.decay_share)
-            self.optimiser.param_groups[0]["lr"] = lr
+            set_rate(self.optimiser, lr)
             self.model.train()
             heard = teacher(clean.flatten(0, 1).numpy()).to(self.device) if teacher else None
             with bf16(self.device):

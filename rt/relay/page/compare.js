@@ -85,6 +85,7 @@ export class Comparison {
 
   play() {
     const { recording } = this, context = new AudioContext({ sampleRate: recording.rate });
+    if (this.$("speaker").value) context.setSinkId(this.$("speaker").value).catch(() => {}); // unplugged meanwhile: it plays where it plays
     if (this.at >= recording.seconds - 0.05) this.at = 0;
     const began = context.currentTime + 0.02 - this.at, gains = {};
     for (const name of ["before", "after"]) {

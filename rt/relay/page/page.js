@@ -43,15 +43,21 @@ function hint() {
 }
 
 // -- token ----------------------------------------------------------------------------------------------------------
-// From the address once, then out of it, so that it is not copied along with the link.
+// From the address once, then out of it, so that it is not copied along with the link. A reload knows it still, where the browser lets pages keep anything.
+let token = null;
+try { token = sessionStorage.getItem("token"); } catch { /* it does not */ }
+function remember(given) {
+  token = given;
+  try { sessionStorage.setItem("token", given); } catch { /* for this page, then */ }
+}
 const address = new URL(location.href);
 if (address.searchParams.has("token")) {
-  sessionStorage.setItem("token", address.searchParams.get("token"));
+  remember(address.searchParams.get("token"));
   address.searchParams.delete("token");
   history.replaceState(null, "", address);
 }
 const withToken = (path) => {
-  const url = new URL(path, location.href), token = sessionStorage.getItem("token");
+  const url = new URL(path, location.href);
   if (token) url.searchParams.set("token", token);
   return url;
 };
@@ -61,7 +67,7 @@ function explain(status, why) {
   if (status !== 401) return status ? `The server takes nobody at the moment: ${why}` : why;
   $("token-form").hidden = false;
   $("token").focus();
-  return sessionStorage.getItem("token") ? "The server does not know this token. Ask whoever runs it for the right one."
+  return token ? "The server does not know this token. Ask whoever runs it for the right one."
     : "This server asks for a token. Ask whoever runs it, and enter it below.";
 }
 
@@ -318,14 +324,18 @@ $("bypass").onclick = () => {
   $("bypass").setAttribute("aria-checked", on);
   set({ bypass: on });
 };
-$("speaker").onchange = () => session?.context?.setSinkId($("speaker").value).catch(() => trouble("This loudspeaker cannot be used. Choose another one."));
+$("speaker").onchange = () => {
+  for (const context of [session?.context, comparison.nodes?.context]) {
+    context?.setSinkId($("speaker").value).catch(() => trouble("This loudspeaker cannot be used. Choose another one."));
+  }
+};
 for (const id of ["microphone", "echoCancellation", "noiseSuppression", "autoGainControl"]) {
   $(id).onchange = () => { if (session) { const mine = session; end(mine); begin(mine.mode, mine.who, mine.file); } };
 }
 document.querySelectorAll("input[name=mode]").forEach((i) => { i.onchange = hint; });
 $("token-form").onsubmit = (e) => {
   e.preventDefault();
-  sessionStorage.setItem("token", $("token").value);
+  remember($("token").value);
   $("token").value = "";
   $("token-form").hidden = true;
   if (!session) begin();
