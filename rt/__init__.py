@@ -1,5 +1,10 @@
 """Streams, devices, relay and command line. `from voicewire.rt import Stream` needs no PyTorch."""
 
-from .stream import Stream
+from voicewire.engines.places import place
+from voicewire.engines.query import ask
+from voicewire.engines.voiceprint import Voiceprint, enrol
 
-__all__ = ["Stream"]
+from .stream import Stream
+from .whole import clean
+
+__all__ = ["Stream", "Voiceprint", "ask", "clean", "enrol", "place"]

@@ -49,8 +49,20 @@ def _streams(text: str) -> tuple[int, ...]:
     return values
 
 
+class _Version(argparse.Action):
+    def __call__(self, *_: object) -> NoReturn:
+        from importlib import metadata
+
+        try:
+            print("voicewire", metadata.version("voicewire"))
+        except metadata.PackageNotFoundError:
+            print("voicewire, from its source tree, not installed")
+        raise SystemExit(0)
+
+
 def _parser() -> argparse.ArgumentParser:
     p = _Parser(prog="voicewire", description="Real-time speech processing: noisy speech in, clean speech out, 30 ms later.")
+    p.add_argument("--version", action=_Version, nargs=0, help="which this is")
     sub = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     file_command.add(sub, _positive, _strength)

@@ -53,6 +53,18 @@ def test_torch_engine_says_what_is_missing(installed: Path, tmp_path: Path) -> N
     assert "pip install 'voicewire[train]'" in done.stdout and done.stdout.count("\n") == 1
 
 
+def test_tasks_without_their_weights_are_a_line(installed: Path, tmp_path: Path) -> None:
+    done = subprocess.run([installed / "bin/voicewire", "serve", "--tasks"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "voicewire: --tasks needs weights that are in the repository and in no wheel: there, pip install -e .\n"
+
+
+def test_version(installed: Path, tmp_path: Path) -> None:
+    done = subprocess.run([installed / "bin/voicewire", "--version"], capture_output=True, text=True, cwd=tmp_path)
+    version = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"voicewire {version}\n", "")
+
+
 def test_the_container_file_line_by_line(installed: Path, tmp_path: Path) -> None:
     """There is no container here; but what it copies is there, what it installs is what was installed here, and what it runs runs without a home."""
     lines = [line.split(" ", 1) for line in Path("examples/Containerfile").read_text().splitlines() if line and line[0] != "#"]
@@ -62,6 +74,7 @@ def test_the_container_file_line_by_line(installed: Path, tmp_path: Path) -> Non
     copied = [name for line in steps["COPY"] for name in line.split()[:-1]]
     assert copied == list(COPIED) and all(Path(name).exists() for name in copied)
     (install,) = steps["RUN"]
+    assert " -e " in install and "rm" not in install.split()  # the weights of tasks and tokens are in no wheel
     extras = install.split("[", 1)[1].split("]", 1)[0].split(",")
     assert set(extras) <= set(tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"])
     with socket.socket() as s:

@@ -16,6 +16,7 @@ from voicewire.engines import Engine
 from voicewire.engines.engine import F32, State
 from voicewire.engines.stft import analyse, hop_samples, synthesise
 from voicewire.rt import Stream
+from voicewire.rt import clean as cleaned
 from voicewire.rt.lane import USUAL_STRENGTH_DB
 
 RATES = [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000]
@@ -193,6 +194,19 @@ def test_reset_and_flush_start_afresh(engine: Engine) -> None:
     stream.process(noise(1234, seed=5))
     stream.reset()
     assert np.array_equal(through(stream, x, [320]), first)
+
+
+def test_a_whole_recording_at_once_is_what_a_stream_gives() -> None:
+    x = noise(20000, 2)
+    stream = Stream(16000, 2, mode="each", strength_db=14)
+    by_hand = np.concatenate([stream.process(x), stream.flush()])[stream.latency_samples :]
+    np.testing.assert_array_equal(cleaned(x, 16000, strength_db=14), by_hand)
+    np.testing.assert_array_equal(cleaned(x[:, 1], 16000, strength_db=14), by_hand[:, 1])
+    pcm = (20000 * x).astype(np.int16)
+    assert cleaned(pcm, 16000).dtype == np.int16 and cleaned(pcm, 16000).shape == pcm.shape
+    assert cleaned(pcm, 16000, task="separate").shape == (20000, 2) and cleaned(x[:0], 16000).shape == (0, 2)
+    with pytest.raises(ValueError, match="outside 8000 to 48000"):
+        cleaned(x, 96000)
 
 
 def test_snapshot_moves_a_stream(engine: Engine) -> None:

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from voicewire.engines.convert_engine import GRAPH
-from voicewire.engines.engine import CONVERT_WEIGHTS, NAMES, weights_for
+from voicewire.engines.engine import CONVERT_WEIGHTS, NAMES, TASK_WEIGHTS
 
 from ..files import InputError
 from .config import Config, engine_of
@@ -41,12 +40,14 @@ def configure(a: argparse.Namespace) -> Config:
         raise InputError(f"unknown engine '{a.engine}'; there are: {', '.join(NAMES)}")
     if a.token is not None and not a.token.strip():
         raise InputError("the token is empty; leave --token away to let everyone in")
+    if a.tasks and not (TASK_WEIGHTS.is_dir() and CONVERT_WEIGHTS.is_dir()):
+        raise InputError("--tasks needs weights that are in the repository and in no wheel: there, pip install -e .")
     limits = dataclasses.replace(Limits(), session_s=None if a.max_minutes is None else 60.0 * a.max_minutes, drain_s=float(a.drain_s))
     door = Door(a.token, tuple(o.rstrip("/") for o in a.origin), a.host in LOOPBACK)
     return Config(
         host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record,
-        handover=getattr(a, "handover", None), engine=a.engine, weights=weights_for("query") if a.tasks else None,
-        converter=CONVERT_WEIGHTS if a.tasks and (CONVERT_WEIGHTS / GRAPH).exists() else None,
+        handover=getattr(a, "handover", None), engine=a.engine, weights=TASK_WEIGHTS if a.tasks else None,
+        converter=CONVERT_WEIGHTS if a.tasks else None,
     )  # fmt: skip
 
 
