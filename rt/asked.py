@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .files import InputError
 
 if TYPE_CHECKING:
+    from voicewire.engines.engine import Engine
+    from voicewire.engines.voiceprint import Voiceprint
+
     from .stream import Stream
 
 
@@ -58,28 +62,32 @@ def add_options(p: argparse.ArgumentParser, strength: Callable[[str], float]) ->
 
 def open_stream(a: argparse.Namespace, rate: int, channels: int, mix: bool | None = None) -> Stream:
     """The stream for these options. mix: treat channels as one (None: only where two talkers are told apart). ValueError with one line for what cannot be."""
-    from voicewire.engines.engine import open_engine, weights_for
-    from voicewire.engines.places import place
-    from voicewire.engines.query import ask
-    from voicewire.engines.voiceprint import Voiceprint, taken_by
-
-    from . import enroll
     from .stream import Stream
 
-    usual = usual_task(a.query, a.enroll, a.talker) or "restore"
-    task = a.task or usual
+    task = a.task or usual_task(a.query, a.enroll, a.talker) or "restore"
     check_asked(a.query, a.query_gain, a.enroll, a.talker, task=task, voice_strength=a.voice_strength)
-    engine = open_engine(a.engine, weights_for(usual if task == "restore" else task))
-    voice: Voiceprint | None = None
-    if a.query is not None:
-        voice = ask(a.query)
-    elif a.enroll:
-        voice = enroll.load(a.enroll, taken_by(engine))
-    elif a.talker is not None:
-        voice = place(a.talker)
+    engine, voice = _opened(a.engine, task, a.query, a.enroll, a.talker)
     if mix is None:
         mix = task == "separate" and voice is None
     return Stream(
         rate, channels, task=task, voice=voice, mode="mix" if mix else "each", strength_db=a.strength, query_gain_db=a.query_gain,
         voice_strength=1.0 if a.voice_strength is None else a.voice_strength, engine=engine,
     )  # fmt: skip
+
+
+@lru_cache(1)
+def _opened(name: str, task: str, query: str | None, enrolled: Path | None, talker: int | None) -> tuple[Engine, Voiceprint | None]:
+    """The engine, and whom or what it is asked for: the same for all the files of a process."""
+    from voicewire.engines.engine import open_engine, weights_for
+    from voicewire.engines.places import place
+    from voicewire.engines.query import ask
+    from voicewire.engines.voiceprint import taken_by
+
+    from . import enroll
+
+    engine = open_engine(name, weights_for((usual_task(query, enrolled, talker) or "restore") if task == "restore" else task))
+    if query is not None:
+        return engine, ask(query)
+    if enrolled:
+        return engine, enroll.load(enrolled, taken_by(engine))
+    return engine, None if talker is None else place(talker)
