@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 F32 = NDArray[np.float32]
-_BLOCK_S = 0.1
 
 
 def add(sub: Any, positive: Callable[[str], float]) -> None:
@@ -73,34 +71,11 @@ def record(device: str | None, seconds: float, console: Console) -> tuple[F32, i
     """`seconds` from a microphone, with a level meter → ([samples, 1], rate). DeviceError when there is none."""
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from .live.backend import DeviceError
+    from .live import tape
 
-    try:
-        import sounddevice as sd
-    except OSError:
-        raise DeviceError("PortAudio is missing, so nothing can be recorded; install it (Debian: apt-get install libportaudio2) or give a file") from None
-    try:
-        rate = round(sd.query_devices(device, "input")["default_samplerate"])
-        stream = sd.InputStream(samplerate=rate, channels=1, dtype="float32", device=device)
-    except (sd.PortAudioError, ValueError) as e:
-        raise DeviceError(
-            f"no microphone to record from ({str(e).splitlines()[0]}); choose one with --in (voicewire devices --backend portaudio), or give a file"
-        ) from None
-    blocks: list[F32] = []
     console.print("Read something aloud, alone and close to the microphone.", highlight=False)
     meter = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]:.0f} s left"), console=console, transient=True)
-    try:
-        _listen(stream, meter, blocks, rate, seconds)
-    except sd.PortAudioError as e:
-        raise DeviceError(f"the microphone stopped ({str(e).splitlines()[0]}); plug it in again, or give a file") from None
-    return np.concatenate(blocks), rate
-
-
-def _listen(stream: Any, meter: Any, blocks: list[F32], rate: int, seconds: float) -> None:
-    with stream, meter:
-        task = meter.add_task("level", total=60, left=seconds)
-        for i in range(math.ceil(seconds / _BLOCK_S)):
-            block, _ = stream.read(round(rate * _BLOCK_S))
-            blocks.append(block)
-            db = 10 * math.log10(float((block**2).mean()) + 1e-6)
-            meter.update(task, completed=60 + db, left=seconds - _BLOCK_S * (i + 1))
+    with meter:
+        level = meter.add_task("level", total=60, left=seconds)
+        x, rate = tape.record(device, seconds, lambda db, left: meter.update(level, completed=60 + db, left=left))
+    return x[:, None], rate

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,11 +19,12 @@ import pytest
 import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relay_tools import wait_for
 from rich.console import Console
 
 from voicewire.engines.places import Place
 from voicewire.rt.cli import main
-from voicewire.rt.live import LiveSettings, config
+from voicewire.rt.live import LiveSettings, config, tape, try_command
 from voicewire.rt.live.backend import Device, DeviceError, find
 from voicewire.rt.live.clock import DeviceClock, DriftControl
 from voicewire.rt.live.controller import Live
@@ -450,3 +453,35 @@ def test_waiting_for_a_server_costs_nothing(tmp_path: Path, monkeypatch: pytest.
     for _ in range(10):
         asked()
     assert descriptors() <= before
+
+
+def test_try_says_what_is_wrong_with_a_microphone(noisy: np.ndarray, clean: np.ndarray) -> None:
+    def advice(x: np.ndarray) -> str:
+        return try_command.listen_to(x, x, 16000).advice
+
+    assert "level is good" in advice(clean)
+    assert "clips" in advice(np.clip(20 * clean, -1, 1))
+    assert "quiet" in advice(0.001 * clean)
+    assert "noise" in advice(clean + 0.1 * np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32))
+
+
+def test_try_plays_what_the_keys_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a terminal: r stops what is played and plays what was removed, then a; q ends."""
+    played: list[str] = []
+    x = {"before": np.ones(16000, np.float32), "after": np.full(16000, 0.5, np.float32), "removed": np.zeros(16000, np.float32)}
+    names = {1.0: "before", 0.5: "after", 0.0: "removed"}
+    ours, theirs = os.openpty()
+
+    def play(y: np.ndarray, rate: int, device: str | None, going_on: Callable[[float], bool]) -> None:
+        played.append(names[float(y[0])])
+        if played == ["before"]:
+            os.write(ours, b"r")
+            wait_for(lambda: not going_on(0.5))
+            os.write(ours, b"aq")
+
+    monkeypatch.setattr(tape, "play", play)
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        try_command._compare(argparse.Namespace(device_out=None), Console(file=io.StringIO()), x, 16000)
+    os.close(ours)
+    assert played == ["before", "removed", "after"]

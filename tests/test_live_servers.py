@@ -395,3 +395,53 @@ def test_portaudio_back_ends(backend: str, tmp_path: Path) -> None:
                 play(sound, tmp_path / "tone.wav")
             assert live.end() == 0
     assert loud_share(np.fromfile(tmp_path / "heard.raw", np.float32)) > 0.3
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_try_plays_what_was_recorded_before_and_after(kind: str, tmp_path: Path, noisy: np.ndarray) -> None:
+    """Another program hears, on the loudspeaker, the recording and then what `voicewire file` makes of it."""
+    with server(kind) as sound:
+        sf.write(tmp_path / "noisy.wav", np.tile(noisy, 6), 16000)
+        talker = subprocess.Popen(["paplay", "-d", "mic_feed", str(tmp_path / "noisy.wav")], env=sound.env)
+        try:
+            sound.microphone_from_now()
+            with recording(sound, tmp_path / "heard.raw", "speaker.monitor"):
+                done = subprocess.run(
+                    [*VOICEWIRE, "try", "--seconds", "3", "--save", str(tmp_path / "saved"), "--in", "mic"],
+                    env=sound.env | {"PYTHONPATH": ".links"}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+                )  # fmt: skip
+        finally:
+            talker.terminate()
+            talker.wait()
+        assert done.returncode == 0, done.stderr
+        saved = {name: sf.read(tmp_path / f"saved/{name}.wav", dtype="float32")[0] for name in ("before", "after", "removed")}
+        assert (tmp_path / "saved/spectrogram.png").exists() and "dBFS" in done.stdout
+        assert len(saved["before"]) == 3 * RATE and np.abs(saved["before"]).max() > 0.05
+        np.testing.assert_allclose(saved["after"] + saved["removed"], saved["before"], atol=2e-4)
+        assert main(["file", str(tmp_path / "saved/before.wav"), str(tmp_path / "after.wav")]) == 0
+        np.testing.assert_allclose(sf.read(tmp_path / "after.wav")[0], saved["after"], atol=2e-3)
+        heard = np.fromfile(tmp_path / "heard.raw", np.float32)
+        first = lag_of(heard, saved["before"])
+        rest = first + 5 * RATE // 2
+        then = rest + lag_of(heard[rest:], saved["after"])
+        assert then >= first + 3 * RATE - RATE // 10  # not at the same time
+        for at, name in ((first, "before"), (then, "after")):
+            part = heard[at : at + len(saved[name])]
+            assert np.corrcoef(part, saved[name][: len(part)])[0, 1] > 0.9, name
+
+
+def test_enroll_records_from_the_microphone_that_devices_lists(tmp_path: Path, clean: np.ndarray) -> None:
+    with server("pipewire") as sound:
+        sf.write(tmp_path / "clean.wav", np.tile(clean, 6), 16000)
+        talker = subprocess.Popen(["paplay", "-d", "mic_feed", str(tmp_path / "clean.wav")], env=sound.env)
+        try:
+            command = [*VOICEWIRE, "enroll", "--seconds", "5", "-o", str(tmp_path / "me.voice"), "--in"]
+            env = sound.env | {"PYTHONPATH": ".links"}
+            done = subprocess.run([*command, "mic"], env=env, capture_output=True, text=True, timeout=120)
+            nobody = subprocess.run([*command, "trumpet"], env=env, capture_output=True, text=True, timeout=120)
+        finally:
+            talker.terminate()
+            talker.wait()
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "me.voice").stat().st_size > 1000
+    assert nobody.returncode == 2 and nobody.stderr.startswith("voicewire: no input device 'trumpet'") and nobody.stderr.count("\n") == 1

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..asked import usual_task
-from . import config, service, virtual
+from . import config, service, try_command, virtual
 from .backend import BACKENDS, DeviceError, open_backend
 from .controller import LiveSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-COMMANDS = ("live", "devices", "virtual", "latency", "config", "service")
+COMMANDS = ("live", "try", "devices", "virtual", "latency", "config", "service")
 
 
 def _settings(p: argparse.ArgumentParser, positive: Callable[[str], float], strength: Callable[[str], float]) -> None:
@@ -49,6 +49,8 @@ def add(sub: Any, positive: Callable[[str], float], strength: Callable[[str], fl
     p.add_argument("--seconds", type=positive, help="stop after this long")
     p.add_argument("--quiet", action="store_true", help="print nothing but faults")
     p.add_argument("--json", action="store_true", help="one JSON line a second, and one for every event")
+
+    try_command.add(sub, positive, strength)
 
     p = sub.add_parser("devices", help="list the devices that live can use")
     p.add_argument("--backend", choices=BACKENDS)
@@ -108,6 +110,8 @@ def run(a: argparse.Namespace, console: Console) -> int:
         from . import view
 
         view.run(console, settings_of(a), seconds=a.seconds, quiet=a.quiet, as_json=a.json)
+    elif a.command == "try":
+        return try_command.run(a, console)
     elif a.command == "devices":
         _devices(a, console)
     elif a.command == "virtual":

@@ -10,7 +10,7 @@ from types import TracebackType
 
 
 class Keys:
-    """Context manager; `pressed(timeout_s)` → a character or "". Without a terminal no key ever comes."""
+    """Context manager; `pressed()` → a character or "", `wait()` → the next one. Without a terminal, `there` is false and no key ever comes."""
 
     def __enter__(self) -> Keys:
         self._fd = -1
@@ -30,6 +30,14 @@ class Keys:
             import termios
 
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
+
+    @property
+    def there(self) -> bool:
+        return self._fd >= 0
+
+    def wait(self) -> str:
+        """ "q" where nobody can press one, or at the end of the input."""
+        return os.read(self._fd, 1).decode(errors="replace") or "q" if self.there else "q"
 
     def pressed(self) -> str:
         if self._fd < 0 or not select.select([self._fd], [], [], 0)[0]:

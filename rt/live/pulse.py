@@ -266,7 +266,7 @@ class _PulseSession:
         with self._locked():
             for stream in (self._record, self._play):
                 us, negative = c.c_uint64(), c.c_int()
-                ok = self._up and self._lib.pa_stream_get_latency(stream, c.byref(us), c.byref(negative)) == 0
+                ok = self._up and stream is not None and self._lib.pa_stream_get_latency(stream, c.byref(us), c.byref(negative)) == 0
                 values.append(us.value / 1e6 * (-1 if negative.value else 1) if ok else 0.0)
         return values[0], values[1]
 
