@@ -150,7 +150,7 @@ def _run(a: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    if hasattr(signal, "SIGPIPE"):
+    if argv is None and hasattr(signal, "SIGPIPE"):  # of a program of our own; not of whoever calls this
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     a = _parser().parse_args(argv)
     try:
