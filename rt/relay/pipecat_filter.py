@@ -26,8 +26,8 @@ RECOGNISER_DB = 14.0
 class VoicewireFilter(BaseAudioFilter):  # type: ignore[misc]
     """Mono, 16 bits, at the transport's rate; as many samples come out as go in, 30 ms later.
 
-    strength_db: the most that may be taken away. What a bot hears is written down by a recogniser; with 14 dB Whisper makes fewer errors than with the
-    unprocessed signal, with 26, which is for people, more (README). A `FilterEnableFrame(False)` lets everything through with the same delay.
+    strength_db: the most that may be taken away. What a bot hears is written down by a recogniser, and 14 dB spoil less of that for Whisper than 26, which
+    are for people (README, in numbers). A `FilterEnableFrame(False)` lets everything through with the same delay.
     """
 
     def __init__(self, *, strength_db: float | None = RECOGNISER_DB, engine: Engine | None = None) -> None:

@@ -58,6 +58,7 @@ def logs() -> None:
     root = logging.getLogger("voicewire.relay")
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    root.propagate = False  # wordllama, which reads queries, gives the root logger a handler of its own
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # clients that vanish are no news
 
 
