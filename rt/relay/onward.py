@@ -14,7 +14,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -25,15 +25,12 @@ from websockets.protocol import Event as Read
 from websockets.uri import parse_uri
 
 from ..files import InputError
+from .connection import MOST_WAITING, Connection
 from .dial import OPEN_S
 from .events import ProtocolError, Reply, Sound
 from .limits import Limits
 from .passing import Passing
 
-if TYPE_CHECKING:
-    from .connection import Connection
-
-MOST_WAITING = 16  # times `write_bytes` may wait for a bot that reads nothing, as for a client
 CLOSE_S = 2.0
 DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
@@ -142,7 +139,7 @@ class Onward:
         self._over = False
         self._clogged = False  # the bot does not take what is sent
         self._full_s: float | None = None  # since when the platform does not
-        self._skipped = 0  # samples since the last `lag`
+        self._skipped = 0  # samples, since the log said so last
         self._why = "the bot is gone"
 
     @property

@@ -423,31 +423,56 @@ def test_a_bot_that_never_reads_costs_little_memory(pings: bool, words: bool) ->
             assert wait_for(lambda: r.used == 0)
 
 
-def test_a_bot_that_speaks_faster_than_the_platform_takes_waits_and_nothing_is_lost() -> None:
-    said = [bytes([k % 256]) * 20_000 for k in range(1000)]
-    sent: list[int] = []
+@contextlib.contextmanager
+def slow_platform(r: Running) -> Iterator[ClientConnection]:
+    """A call whose platform has room for little of what comes back."""
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("127.0.0.1", r.port))
+    with connect(f"ws://127.0.0.1:{r.port}/twilio", sock=slow, proxy=None, compression=None, max_size=None, max_queue=1, close_timeout=1) as ws:
+        for m in TWILIO_CALL[:2]:
+            ws.send(json.dumps(m))
+        yield ws
 
+
+SPEECH = [bytes([k % 256]) * 20_000 for k in range(1000)]
+
+
+def talkative(sent: list[int]) -> Callable[[ServerConnection, str | bytes], None]:
     def answer(ws: ServerConnection, m: str | bytes) -> None:
         if "start" in str(m):
-            for s in said:
+            for s in SPEECH:
                 ws.send(s)
                 sent.append(len(s))
 
+    return answer
+
+
+def test_a_bot_that_speaks_faster_than_the_platform_takes_waits_and_nothing_is_lost() -> None:
+    sent: list[int] = []
     limits = Limits(write_bytes=1 << 14, messages_per_s=1e6, late_frames=10**6)
-    with Bot(answer) as bot, Running(Wire(), Config(port=0, max_streams=2, onward=bot.url, limits=limits)) as r:
-        slow = socket.socket()
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        slow.connect(("127.0.0.1", r.port))
-        with connect(f"ws://127.0.0.1:{r.port}/twilio", sock=slow, proxy=None, compression=None, max_size=None, max_queue=1) as ws:
-            for m in TWILIO_CALL[:2]:
-                ws.send(json.dumps(m))
-            before = -1
-            while before != len(sent):  # until it stands still
-                before = len(sent)
-                time.sleep(0.5)
-            ((_, connection),) = r.relay.sessions.values()
-            assert 0 < before < len(said) and connection.transport.get_write_buffer_size() < 1 << 19
-            assert [ws.recv(10) for _ in said] == said
+    with Bot(talkative(sent)) as bot, Running(Wire(), Config(port=0, max_streams=2, onward=bot.url, limits=limits)) as r, slow_platform(r) as ws:
+        before = -1
+        while before != len(sent):  # until it stands still
+            before = len(sent)
+            time.sleep(0.5)
+        ((_, connection),) = r.relay.sessions.values()
+        assert 0 < before < len(SPEECH) and connection.transport.get_write_buffer_size() < 1 << 19
+        assert [ws.recv(10) for _ in SPEECH] == SPEECH
+
+
+def test_a_platform_that_takes_nothing_for_long_is_cut_off_and_the_bot_told() -> None:
+    sent: list[int] = []
+    limits = Limits(write_bytes=1 << 14, messages_per_s=1e6, late_frames=10**6, idle_timeout_s=1.0)
+    with Bot(talkative(sent)) as bot, Running(Wire(), Config(port=0, max_streams=2, onward=bot.url, limits=limits)) as r, slow_platform(r) as ws:
+        for k in range(600):  # it speaks all the while
+            with contextlib.suppress(ConnectionClosed):
+                ws.send(media(k, bytes(160)))
+            if bot.ended or (k > 20 and not r.used):
+                break
+            time.sleep(0.02)
+        assert wait_for(lambda: r.used == 0 and bool(bot.ended), 5) and len(sent) < len(SPEECH)
+        assert bot.ended[0][0] in (1001, 1006)  # it reads that word if it reads at all
 
 
 def test_what_waits_for_the_model_is_bounded() -> None:
