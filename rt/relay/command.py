@@ -45,6 +45,10 @@ def add_commands(sub: Any, strength: Callable[[str], float]) -> None:
     _add_server(s)
     s.add_argument("--workers", type=_number(1, 256), default=1, metavar="N", help="processes that share the port, one a core")
     s.add_argument("--handover", type=Path, metavar="DIR", help="private folder through which streams move between workers (--workers makes one)")
+    s.add_argument(
+        "--onward", metavar="URL", default=os.environ.get("VOICEWIRE_ONWARD") or None,
+        help="calls on /twilio and /vonage go on to this bot, wss://…, with the caller cleaned (or the environment's VOICEWIRE_ONWARD)",
+    )  # fmt: skip
 
     k = sub.add_parser("cluster", help="relay workers on many machines, placed by Ray, behind one front door")
     _add_server(k)
