@@ -10,7 +10,9 @@ import soundfile as sf
 
 from voicewire.rt import Stream
 
-source, target = sys.argv[1:3]
+if len(sys.argv) != 3:
+    raise SystemExit(__doc__)
+source, target = sys.argv[1:]
 with sf.SoundFile(source) as audio_in:
     stream = Stream(audio_in.samplerate, audio_in.channels, mode="each")
     with sf.SoundFile(target, "w", audio_in.samplerate, audio_in.channels) as audio_out:

@@ -10,6 +10,8 @@ from voicewire.engines.codec_variable import VariableRate
 from voicewire.rt.codec import TokenDecoder, encode
 from voicewire.rt.codec_format import Parser
 
+if len(sys.argv) < 3:
+    raise SystemExit(__doc__)
 x, rate = sf.read(sys.argv[1], dtype="float32", always_2d=True)
 mono = x.mean(1)
 engine = CodecEngine(Path(sys.argv[3]) if len(sys.argv) > 3 else CODEC_WEIGHTS)

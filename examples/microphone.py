@@ -7,7 +7,10 @@ import sounddevice as sd
 
 from voicewire.rt import Stream
 
-rate = int(sd.query_devices(kind="input")["default_samplerate"])
+try:
+    rate = int(sd.query_devices(kind="input")["default_samplerate"])
+except sd.PortAudioError:
+    raise SystemExit("no microphone; voicewire devices lists what there is") from None
 stream = Stream(rate)
 
 
@@ -17,7 +20,10 @@ def callback(indata, outdata, frames, time, status):
 
 with sd.Stream(samplerate=rate, channels=1, dtype="float32", latency="low", callback=callback):
     print(f"{stream.latency_ms:.0f} ms behind you; Enter for bypass, Ctrl-C to end")
-    while True:
-        input()
-        stream.bypass = not stream.bypass
-        print("bypass" if stream.bypass else "clean")
+    try:
+        while True:
+            input()
+            stream.bypass = not stream.bypass
+            print("bypass" if stream.bypass else "clean")
+    except (EOFError, KeyboardInterrupt):
+        pass

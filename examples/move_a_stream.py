@@ -10,6 +10,8 @@ import soundfile as sf
 
 from voicewire.rt import Stream
 
+if len(sys.argv) != 2:
+    raise SystemExit(__doc__)
 x, rate = sf.read(sys.argv[1], dtype="float32", always_2d=True)
 half = len(x) // 2
 

@@ -5,6 +5,7 @@ python examples/relay_microphone.py [ws://127.0.0.1:8765]
 """
 
 import asyncio
+import os
 import sys
 
 import numpy as np
@@ -40,7 +41,7 @@ async def main(url: str = "ws://127.0.0.1:8765") -> None:
             total = there_and_back + model + depth + devices_ms
             print(f"delay {total:.0f} ms: model {model:.0f}, there and back {there_and_back:.1f}, waiting {depth:.0f}, devices {devices_ms:.0f}")
 
-    async with Client(url, RATE, timed=True, say=print) as client:
+    async with Client(url, RATE, token=os.environ.get("VOICEWIRE_TOKEN"), timed=True, say=print) as client:
         with sd.Stream(samplerate=RATE, blocksize=BLOCK, channels=1, dtype="int16", latency="low", callback=callback) as io:
             reporting = asyncio.create_task(report(client, 1e3 * sum(io.latency)))
 
@@ -59,7 +60,7 @@ async def main(url: str = "ws://127.0.0.1:8765") -> None:
 
 try:
     asyncio.run(main(*sys.argv[1:2]))
-except RelayError as e:
+except (RelayError, sd.PortAudioError) as e:
     raise SystemExit(f"relay_microphone: {e}") from None
 except KeyboardInterrupt:
     pass

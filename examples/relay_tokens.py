@@ -5,11 +5,13 @@ python examples/relay_tokens.py noisy.wav clean.wav [ws://127.0.0.1:8765] [lost,
 """
 
 import json
+import os
 import random
 import sys
 
 import numpy as np
 import soundfile as sf
+from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 from voicewire.engines.codec_engine import CodecEngine
@@ -19,6 +21,8 @@ from voicewire.rt.relay.protocol import pack_header, unpack_header
 
 FRAMES = 4  # a message: 80 ms, 25 bytes
 
+if len(sys.argv) < 3:
+    raise SystemExit(__doc__)
 source, target, url, lost = [*sys.argv[1:], "ws://127.0.0.1:8765", "0"][:4] if len(sys.argv) == 3 else [*sys.argv[1:], "0"][:4]
 x, rate = sf.read(source, dtype="float32", always_2d=True)
 engine = CodecEngine()
@@ -28,14 +32,19 @@ tokens = np.concatenate([encoder.process(x.mean(1))[0], encoder.flush()[0]])
 messages = [pack_bits(tokens[t : t + FRAMES], bits) for t in range(0, len(tokens), FRAMES)]
 
 start = {"event": "start", "rate": rate, "format": "tokens", "weights": engine.weights, "header": True, "live": False}
-with connect(url.removesuffix("/v1/stream").rstrip("/") + "/v1/stream") as socket:
+token = os.environ.get("VOICEWIRE_TOKEN")  # where the relay asks for one
+try:
+    socket = connect(url.removesuffix("/v1/stream").rstrip("/") + "/v1/stream", additional_headers={"Authorization": f"Bearer {token}"} if token else None)
+except (OSError, WebSocketException) as e:
+    raise SystemExit(f"relay_tokens: no relay at {url} ({e})") from None
+with socket:
     socket.send(json.dumps(start))
     ready = json.loads(socket.recv())
     if ready["event"] == "error":
         raise SystemExit(f"relay_tokens: {ready['text']}")
     sent = 0
     for i, message in enumerate(messages):
-        if i == 0 or random.random() >= float(lost) / 100:
+        if i in (0, len(messages) - 1) or random.random() >= float(lost) / 100:
             socket.send(pack_header(i, 80_000 * i) + message)
             sent += len(message)
     socket.send('{"event": "stop"}')

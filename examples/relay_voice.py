@@ -7,6 +7,7 @@ Only with the consent of whose voice it is.
 """
 
 import asyncio
+import os
 import sys
 
 import soundfile as sf
@@ -14,12 +15,14 @@ import soundfile as sf
 from voicewire.rt.relay.client import Client, RelayError
 from voicewire.rt.relay.send import through
 
+TOKEN = os.environ.get("VOICEWIRE_TOKEN")  # where the relay asks for one
+
 
 async def enroll(path: str, url: str) -> bytes:
     """→ the voiceprint of whoever speaks there, as `voicewire enroll` would write it; the relay keeps nothing of it"""
     x, rate = sf.read(path, dtype="int16", always_2d=True)
     x = x[: 10 * rate, :1]
-    async with Client(url, rate, live=False) as client:
+    async with Client(url, rate, token=TOKEN, live=False) as client:
         await client.enroll(len(x) / rate)
 
         async def feed() -> None:
@@ -40,13 +43,15 @@ async def enroll(path: str, url: str) -> bytes:
 async def main(them: str, source: str, target: str, url: str = "ws://127.0.0.1:8765") -> None:
     voice = await enroll(them, url)
     x, rate = sf.read(source, dtype="int16", always_2d=True)
-    async with Client(url, rate, channels=x.shape[1], task="convert", voice=voice, voice_strength=1.0, live=False, say=print) as client:
+    async with Client(url, rate, channels=x.shape[1], task="convert", voice=voice, voice_strength=1.0, token=TOKEN, live=False, say=print) as client:
         y = await through(client, x)
     sf.write(target, y, rate)
     print(f"{len(y)} samples; the voiceprint has {len(voice) / 1e3:.0f} kB")
 
 
+if len(sys.argv) < 4:
+    raise SystemExit(__doc__)
 try:
     asyncio.run(main(*sys.argv[1:5]))
-except RelayError as e:
+except (RelayError, sf.LibsndfileError) as e:
     raise SystemExit(f"relay_voice: {e}") from None

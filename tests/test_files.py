@@ -226,3 +226,44 @@ def test_numbers_without_measure_and_options_without_use(wav: Path, tmp_path: Pa
     assert "convert" in refuse(capsys, "send", wav, out, "--voice-strength", "0.5")
     assert main(["file", str(wav), str(out), "--block-ms", "1e9", "--strength", "0"]) == 0
     assert main(["codec", "encode", str(wav), str(tmp_path / "a.tok"), "--variable", "--cap-ms", "1e9"]) == 0
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ULAW", "ALAW"])
+def test_what_is_not_changed_comes_back_as_it_was(subtype: str, tmp_path: Path, noisy: np.ndarray) -> None:
+    a, b = tmp_path / "a.wav", tmp_path / "b.wav"
+    sf.write(a, np.concatenate([noisy[:8000], np.zeros(8000)]), 16000, subtype)
+    x, rate, kept = files.read(a)
+    files.write(b, x, rate, kept)
+    np.testing.assert_array_equal(files.read(b)[0], x)
+    # silence that is not quite: the transforms leave 1e-8 of it
+    files.write(b, x + 1e-8 * np.random.default_rng(0).standard_normal(x.shape).astype(np.float32), rate, kept)
+    if subtype != "PCM_32":
+        np.testing.assert_array_equal(files.read(b)[0], x)
+    files.write(b, np.array([[2.0], [-2.0]], np.float32), rate, kept)
+    loud = files.read(b)[0]
+    assert loud[0] > 0.95 and loud[1] < -0.95  # limited, not wrapped
+
+
+def test_a_finer_recording_stays_one_where_the_container_can(tmp_path: Path, noisy: np.ndarray) -> None:
+    for subtype in ("PCM_24", "PCM_32", "FLOAT"):
+        sf.write(tmp_path / "a.wav", noisy[:4000], 16000, subtype)
+        assert main(["file", str(tmp_path / "a.wav"), str(tmp_path / "b.flac"), "--strength", "0"]) == 0
+        assert sf.info(tmp_path / "b.flac").subtype == "PCM_24"
+
+
+def test_a_link_stays_one(tmp_path: Path, wav: Path) -> None:
+    sf.write(tmp_path / "real.wav", np.zeros(10), 16000)
+    (tmp_path / "link.wav").symlink_to(tmp_path / "real.wav")
+    assert main(["file", str(wav), str(tmp_path / "link.wav"), "--strength", "0"]) == 0
+    assert (tmp_path / "link.wav").is_symlink() and sf.info(tmp_path / "real.wav").frames == sf.info(wav).frames
+
+
+def test_names_and_options_that_mean_something_else(tmp_path: Path, wav: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "voicewire pipe" in refuse(capsys, "file", wav, "-")
+    assert "sound file" in refuse(capsys, "enroll", wav, "-o", tmp_path / "me.wav")
+    assert "sound file" in refuse(capsys, "codec", "encode", wav, tmp_path / "talk.flac")
+    assert "standard output" in refuse(capsys, "codec", "encode", wav, "-")
+    assert "cosine" in refuse(capsys, "codec", "encode", wav, tmp_path / "t.tok", "--variable", "--threshold", "5")
+    assert "folder" in refuse(capsys, "file", wav, tmp_path / "out.wav", "--enroll", tmp_path)
+    assert "--voice-strength" in refuse(capsys, "file", wav, tmp_path / "out.wav", "--task", "convert", "--enroll", wav, "--strength", "3")
+    assert main(["file", str(wav), str(tmp_path / "out.wav"), "--strength", "0.00"]) == 0

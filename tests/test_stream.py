@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from voicewire.engines.engine import F32, State
 from voicewire.engines.stft import analyse, hop_samples, synthesise
 from voicewire.rt import Stream
 from voicewire.rt import clean as cleaned
-from voicewire.rt.lane import USUAL_STRENGTH_DB
+from voicewire.rt.lane import USUAL_STRENGTH_DB, to_float
 
 RATES = [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000]
 
@@ -296,3 +298,45 @@ def test_stft_round_trip() -> None:
 def test_importing_the_runtime_needs_no_torch() -> None:
     code = "import voicewire.rt, voicewire.rt.cli, voicewire.rt.bench, voicewire.rt.doctor, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ".links", "PATH": "/usr/bin:/bin"})
+
+
+def test_snapshots_with_parts_missing_or_wrong_are_refused_and_change_nothing(engine: Engine) -> None:
+    stream, x = Stream(16000, engine=engine), noise(5000)
+    stream.process(x)
+    good = stream.snapshot()
+    with np.load(io.BytesIO(good)) as f:
+        arrays = {k: f[k] for k in f.files}
+    head = json.loads(arrays["head"].tobytes())
+
+    def packed(**changed: np.ndarray | None) -> bytes:
+        file = io.BytesIO()
+        np.savez(file, **{k: v for k, v in (arrays | changed).items() if v is not None})
+        return file.getvalue()
+
+    def as_head(value: object) -> np.ndarray:
+        return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+    some = next(k for k in arrays if k.startswith("state:") and arrays[k].dtype == np.float32)
+    wrong = [
+        packed(tail=None), packed(tail=arrays["tail"][:, :7]), packed(tail=np.full_like(arrays["tail"], np.nan)), packed(out=arrays["out"][:, :0]),
+        packed(overlap=arrays["overlap"].astype(np.float64)), packed(head=as_head([])), packed(head=as_head({k: v for k, v in head.items() if k != "frames"})),
+        packed(**{some: arrays[some].astype(np.float64)}), packed(**{some: np.full_like(arrays[some], np.inf)}),
+    ]  # fmt: skip
+    for data in wrong:
+        with pytest.raises(ValueError):
+            stream.restore(data)
+    other = Stream(16000, engine=engine)
+    other.restore(packed())
+    np.testing.assert_array_equal(stream.process(x), other.process(x))
+
+
+def test_what_is_inside_can_be_hushed(engine: Engine) -> None:
+    stream = Stream(16000, engine=engine)
+    stream.process(noise(5000))
+    stream.hush()
+    assert not stream.process(np.zeros(stream.latency_samples, np.float32)).any()
+
+
+def test_samples_beyond_all_sound_are_counted() -> None:
+    y, repaired = to_float(np.array([1e300, -5e3, 0.5, np.nan]))
+    assert repaired == 3 and y.tolist() == [1e3, -1e3, 0.5, 0.0]

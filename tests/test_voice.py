@@ -23,7 +23,7 @@ from voicewire.engines.gpu.stepper import CapturedStepper, Stepper
 from voicewire.engines.gpu.torch_stepper import TorchStepper
 from voicewire.engines.pcm_slots import HostPcmSlots, Luggage
 from voicewire.engines.slots import HostSlots
-from voicewire.engines.voiceprint import Voiceprint, enrol
+from voicewire.engines.voiceprint import Voiceprint, enrol, spoken
 from voicewire.rt import enroll
 from voicewire.rt.cli import main
 from voicewire.rt.stream import Stream
@@ -238,3 +238,35 @@ def test_released_weights(tmp_path: Path, noisy: np.ndarray, capsys: pytest.Capt
     started.process(noisy[:16000])
     started.ask("restore")
     assert np.abs(started.process(noisy[16000:32000])).max() > 1e-3
+
+
+def test_pauses_are_left_out_of_what_is_enrolled() -> None:
+    rng = np.random.default_rng(0)
+    speech = (0.1 * rng.standard_normal(2 * 16000)).astype(np.float32)
+    pause, breath = np.zeros(31 * 16000, np.float32), np.zeros(int(0.3 * 16000), np.float32)
+    click = np.full(800, 0.5, np.float32)
+    kept = spoken(np.concatenate([speech, pause, speech]), 16000)
+    assert 4.0 <= len(kept) / 50 <= 4.5  # whole, though 31 s lie between
+    assert len(spoken(np.concatenate([speech, breath, speech]), 16000)) == 215  # a short pause belongs to what is said
+    assert len(spoken(np.concatenate([click, pause, speech]), 16000)) / 50 >= 2
+    with pytest.raises(ValueError, match="of speech"):
+        spoken(np.full(5 * 16000, 0.01, np.float32), 16000)  # direct current
+
+
+def test_samples_that_are_none_do_not_reach_a_voiceprint(voice_weights: Path) -> None:
+    rng = np.random.default_rng(1)
+    x = (0.1 * rng.standard_normal(3 * 16000)).astype(np.float32)
+    whole = enrol(x, 16000, voice_weights).voice
+    for wrong in (np.nan, np.inf, -np.inf):
+        x[20000] = wrong
+        voice = enrol(x, 16000, voice_weights)
+        np.testing.assert_allclose(voice.voice, whole, atol=0.05 * np.abs(whole).max())
+
+
+def test_a_strangers_voiceprint_is_bounded(voice_weights: Path) -> None:
+    x = (0.1 * np.random.default_rng(1).standard_normal(3 * 16000)).astype(np.float32)
+    voice = enrol(x, 16000, voice_weights)
+    Voiceprint.from_bytes(voice.to_bytes(), voice.weights)
+    voice.parts["gain"][...] = 1e3
+    with pytest.raises(ValueError, match="damaged"):
+        Voiceprint.from_bytes(voice.to_bytes(), voice.weights)

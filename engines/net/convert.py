@@ -31,7 +31,8 @@ RANGE_OCTAVES = 0.5  # of one talker, about the mean: what is an octave away is 
 RANGE_HOPS = 100.0  # of voice, until that mean is half believed
 START_HOPS = 5.0  # of voice that the mean begins with: at what is heard now
 FAR_OCTAVES, FAR_WEIGHT, SETTLED_HOPS = 0.25, 0.1, 20.0  # what is so far from the mean counts less in it, once so much voice was heard
-FORGET = 0.999  # a hop: the mean is over some 10 s of voice
+FORGET = 0.999  # a hop of voice: the mean is over some 10 s of it; in a pause nothing is forgotten
+SILENT = 0.01  # of the level: a hop that is 40 dB below it, as no pause in a room is, and all quieter ones come out so much quieter, too
 TARGET = ("target.voice", "target.octave", "target.amount")  # of the state: what says whom to speak as
 
 
@@ -63,7 +64,7 @@ class Range(Causal):
         pitch = (near * self.octaves).sum(-1, keepdim=True) / near.sum(-1, keepdim=True)
         far = ((pitch - total / weight.clamp_min(1e-6)).abs() > FAR_OCTAVES) & (weight > SETTLED_HOPS)
         sure = voiced.square() * torch.where(far, FAR_WEIGHT, 1.0)
-        sums = FORGET * sums + torch.cat([sure, sure * pitch], -1)
+        sums = FORGET**sure * sums + torch.cat([sure, sure * pitch], -1)
         mean = (sums[:, 1:] + START_HOPS * pitch) / (sums[:, :1] + START_HOPS)
         return torch.cat([pitch, mean], -1), sums
 
@@ -205,6 +206,12 @@ class Converter(Causal):
         pitch = PITCH_FINE * (octave - self.middle).view(b, t, -1)
         return torch.cat([content, pitch, voiced.view(b, t, -1)], -1)
 
+    @staticmethod
+    def _open(x: Tensor, level: Tensor) -> Tensor:
+        """Where there is no sound nobody speaks, however loud it was before. → [B, hops], 0 to 1"""
+        power = x.detach().square().sum(-1).mean(-1)
+        return (power.sqrt() / (SILENT * level.detach())).clamp(max=1.0)
+
     def speak(self, content: Tensor, octave: Tensor, voiced: Tensor, voice: Tensor, level: Tensor) -> Tensor:
         """content: [B, T, 2 content_dim]; octave [B, hops], log2 of Hz; voiced: [B, hops], 0 to 1; voice: [B, T or 1, voice_dim]; level: [B, hops] →
         [B, hops, 160, 2]."""
@@ -222,18 +229,20 @@ class Converter(Causal):
         u = self.understand(x)
         voiced = u.voiced.sigmoid()
         pitch = self.range(torch.cat([u.ear, voiced[..., None]], -1))
-        heard = self._weight(u.voiced, u.own.shape[1]) * u.own
-        sums = linear_scan(torch.full_like(heard, FORGET**HOPS_PER_FRAME), heard, torch.zeros_like(heard[:, 0]))
+        weight = self._weight(u.voiced, u.own.shape[1])
+        heard = weight * u.own
+        sums = linear_scan((FORGET ** (HOPS_PER_FRAME * weight)).expand_as(heard).contiguous(), heard, torch.zeros_like(heard[:, 0]))
         octave, voice = self._aims(u, pitch, sums, target)
-        return self.speak(u.content, octave, voiced, voice, u.level)
+        return self.speak(u.content, octave, voiced, voice, u.level * self._open(x, u.level))
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         h, hear = self.hear.heard_step(x, within("hear", state))
         u = self._understood(h)
         voiced = u.voiced.sigmoid()
         pitch, rng = self.range.step(torch.cat([u.ear, voiced[..., None]], -1), within("range", state))
-        own = FORGET**HOPS_PER_FRAME * state["own"] + (self._weight(u.voiced, 1) * u.own)[:, 0]
+        weight = self._weight(u.voiced, 1)
+        own = FORGET ** (HOPS_PER_FRAME * weight[:, 0]) * state["own"] + (weight * u.own)[:, 0]
         octave, voice = self._aims(u, pitch, own[:, None], state)
         y, speaker = self.speaker.speak_step(self._told(u.content, octave, voiced), voice, octave.exp2(), within("speaker", state))
         new = scoped("hear", hear) | scoped("range", rng) | {"own": own} | scoped("speaker", speaker)
-        return y * (u.level / TOLD_LEVEL)[..., None, None], {k: new.get(k, v) for k, v in state.items()}
+        return y * (u.level * self._open(x, u.level) / TOLD_LEVEL)[..., None, None], {k: new.get(k, v) for k, v in state.items()}

@@ -119,7 +119,10 @@ def run(a: argparse.Namespace, console: Console) -> int:
     elif a.command == "latency":
         _latency(a, console)
     elif a.command == "config":
-        print(f"{a.file}: good: {config.load(a.file)}")
+        settings = config.load(a.file)
+        if settings.enroll and not Path(settings.enroll).is_file():
+            raise ValueError(f"{a.file}: enroll: no file {settings.enroll}; make one: voicewire enroll ME.wav -o me.voice")
+        print(f"{a.file}: good: {settings}")
     elif a.command == "service":
         _service(a)
     return 0

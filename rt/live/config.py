@@ -12,6 +12,7 @@ from ..asked import usual_task
 from .controller import LiveSettings
 
 _NAMES = {"in": "device_in", "out": "device_out"}  # as on the command line
+_ALSO = {"strength": "strength_db", "query_gain": "query_gain_db"}  # the options' names are taken, too
 
 
 def default_path() -> Path:
@@ -32,7 +33,7 @@ def load(path: Path) -> LiveSettings:
     known = {f.name: f for f in fields(LiveSettings)}
     values: dict[str, Any] = {}
     for key, value in doc.get("live", {}).items():
-        name = _NAMES.get(key, key)
+        name = (_NAMES | _ALSO).get(key, key)
         if name not in known or key in _NAMES.values():
             there = [{v: k for k, v in _NAMES.items()}.get(k, k) for k in known]
             raise ValueError(f"{path}: [live] has no setting '{key}'; it has: {', '.join(there)}")
@@ -40,6 +41,8 @@ def load(path: Path) -> LiveSettings:
         if isinstance(value, bool) or not isinstance(value, int if name == "talker" else (int, float) if number else str):
             raise ValueError(f"{path}: {key} must be {'a whole number' if name == 'talker' else 'a number' if number else 'text'}, not {value!r}")
         values[name] = float(value) if number else value
+        if name in ("enroll", "record"):  # beside the file, wherever it is read from
+            values[name] = str(path.parent / Path(value).expanduser())
     if "task" not in values and (task := usual_task(values.get("query"), values.get("enroll"), values.get("talker"))):
         values["task"] = task
     try:
