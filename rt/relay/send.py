@@ -79,7 +79,7 @@ def send_file(
     files.check_apart(source, target)
     voice = None if enrolled is None else enroll.file_bytes(enrolled)
     usual = asked.usual_task(query, voice, talker) or "restore"
-    recording = files.Recording(source)
+    recording = files.opened(source)
     rate, whole = recording.rate, recording.subtype == "PCM_16"
     size = max(1, rate * (20 if realtime else 100) // 1000)
     bar = Progress(console=Console(stderr=True), transient=True, disable=as_json or not sys.stderr.isatty())
@@ -93,7 +93,7 @@ def send_file(
             timed=realtime, say=_say,
         )  # fmt: skip
         async with client:
-            with files.Writing(target, rate, recording.channels, recording.subtype, recording.samples) as out, bar:
+            with files.writing(target, rate, recording.channels, recording.subtype, recording.samples, recording) as out, bar:
                 shown = bar.add_task(source.name, total=recording.samples)
                 blocks = (to_int16(x) if whole else x for x in recording.blocks(size))
                 async with aclosing(stream_through(client, blocks, realtime=realtime)) as cleaned:
