@@ -49,6 +49,7 @@ class Film(Writing):
         self._layout = self._film.layout if self._film is not None and same else LAYOUTS[channels]
         self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
         self._at = 0 if self._film is None else round((self._film.start_s - self._film.zero_s) * rate)
+        self._early = self.rate // 2000 if coding == "libopus" else 0  # FFmpeg's Matroska counts Opus' delay of 6.5 ms as 7
         self._reading = ExitStack()
         self._copies: Iterator[Any] = iter(())
         with self._refused():
@@ -136,7 +137,7 @@ class Film(Writing):
             return
         packed = np.ascontiguousarray(np.clip(x, -1, 1), dtype=np.float32).reshape(1, -1)
         frame = self._av.AudioFrame.from_ndarray(packed, format="flt", layout=self._layout)
-        frame.sample_rate, frame.pts, frame.time_base = self.rate, self._at, Fraction(1, self.rate)
+        frame.sample_rate, frame.pts, frame.time_base = self.rate, self._at - self._early, Fraction(1, self.rate)
         self._at += len(x)
         with self._refused():
             self._out.mux(self._track.encode(frame))
@@ -148,6 +149,7 @@ class Film(Writing):
                 self._out.mux(self._track.encode(None))
                 self._copy(math.inf)
         finally:
+            self._copies = iter(())  # (a reader that is still at it, before what it reads)
             self._reading.close()
             try:
                 self._out.close()

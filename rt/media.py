@@ -60,7 +60,8 @@ def _check_whole(path: Path) -> None:
                 size, unknown = _after_header(f)
                 missing = 0 if unknown else f.tell() + size - total
         elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
-            seen, at = set(), 0
+            seen: set[bytes] = set()
+            at = 0
             while at < total and b"moof" not in seen and not seen >= {b"moov", b"mdat"}:  # (in fragments: every one stands for itself)
                 f.seek(at)
                 size, kind = struct.unpack(">I4s", f.read(8).ljust(8, b"\0"))
@@ -76,12 +77,15 @@ def _check_whole(path: Path) -> None:
 
 def _floats(frame: Any) -> F32:
     """A decoded frame → [samples, channels] float32."""
-    x = frame.to_ndarray()  # [channels, samples], or [1, samples * channels]
+    x: Any = frame.to_ndarray()  # [channels, samples], or [1, samples * channels]
     x = x.T if frame.format.is_planar else x.reshape(-1, len(frame.layout.channels))
     if x.dtype.kind == "u":
-        x = x.astype(np.float32) - 128
-        return x / np.float32(128)
-    return x.astype(np.float32) / np.float32(-np.iinfo(x.dtype).min) if x.dtype.kind == "i" else x.astype(np.float32, copy=False)
+        y: F32 = (x.astype(np.float32) - 128) / np.float32(128)
+    elif x.dtype.kind == "i":
+        y = x.astype(np.float32) / np.float32(-np.iinfo(x.dtype).min)
+    else:
+        y = x.astype(np.float32, copy=False)
+    return y
 
 
 class Sound(Recording):
