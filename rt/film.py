@@ -102,10 +102,10 @@ class Film(Writing):
             else:
                 self.notes.append(f"track {stream.index} ({stream.type}) of {source.path.name} does not go into {ending} and is left out")
                 continue
-            out.disposition = stream.disposition
+            out.disposition = stream.disposition.value
             out.metadata.update(_tags(stream.metadata))
         self._out.metadata.update(_tags(film.metadata))
-        if hasattr(film, "chapters") and (chapters := film.chapters()):
+        if chapters := film.chapters():
             for c in chapters:
                 shift = round(source.zero_s / c["time_base"])
                 c["start"], c["end"] = c["start"] - shift, c["end"] - shift

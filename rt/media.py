@@ -24,6 +24,7 @@ CONTAINERS = {
     ".mka": ("matroska", "aac"),
     ".webm": ("webm", "libopus"),
 }
+OLDEST_PYAV = 16  # that sets chapters and dispositions
 SLACK_S = 0.04  # timestamps may be off by so much (some containers count milliseconds); beyond, something is missing or twice there
 MOST_GAP_S, MOST_BACK_S = 3600.0, 1.0  # a clock that jumps further is taken for a broken one
 LAST_FRAME_SAMPLES = 4096  # what the last packet may hold beyond the end that the container declares
@@ -35,11 +36,13 @@ def library() -> Any:
         import av
     except ImportError:
         raise InputError("films and phone recordings need PyAV: pip install 'voicewire[media]'") from None
+    if int(av.__version__.split(".")[0]) < OLDEST_PYAV:
+        raise InputError(f"films and phone recordings need a newer PyAV than {av.__version__}: pip install 'voicewire[media]'")
     return av
 
 
-def _after_header(f: BinaryIO) -> tuple[int, bool]:
-    """A number of EBML, as it stands in a file → (it, whether it is none: 'unknown')."""
+def _ebml_number(f: BinaryIO) -> tuple[int, bool]:
+    """The size that Matroska says an element has → (it, whether it says that it does not know)."""
     first = f.read(1)
     width = 9 - first[0].bit_length() if first and first[0] else 1
     value = int.from_bytes(first + f.read(width - 1), "big") if first else 0
@@ -54,12 +57,12 @@ def _check_whole(path: Path) -> None:
         head = f.read(12)
         if head[:4] == b"\x1aE\xdf\xa3":
             f.seek(4)
-            size, _ = _after_header(f)
+            size, _ = _ebml_number(f)
             f.seek(size, os.SEEK_CUR)
             if f.read(4) == b"\x18S\x80g":
-                size, unknown = _after_header(f)
+                size, unknown = _ebml_number(f)
                 missing = 0 if unknown else f.tell() + size - total
-        elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
+        elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             seen: set[bytes] = set()
             at = 0
             while at < total and b"moof" not in seen and not seen >= {b"moov", b"mdat"}:  # (in fragments: every one stands for itself)
@@ -149,11 +152,12 @@ class Sound(Recording):
                 try:
                     frames = packet.decode()
                 except (av.FFmpegError, EOFError):
-                    self._damaged += begun  # (a broadcast begins anywhere)
+                    self._damaged += 1
                     continue
                 for frame in frames:
                     kind = (int(frame.sample_rate), str(frame.layout.name))
                     if not begun:
+                        self._damaged = 0  # (a broadcast begins anywhere)
                         begun, usual, self.channels, self.layout = True, kind, len(frame.layout.channels), kind[1]
                         self.rate = kind[0]
                     if kind == usual:
@@ -204,7 +208,7 @@ class Sound(Recording):
 
 def is_still(stream: Any) -> bool:
     """Whether a picture track is the cover of a recording. (1 << 10: FFmpeg's AV_DISPOSITION_ATTACHED_PIC)"""
-    return bool(int(stream.disposition) & 1 << 10)
+    return bool(stream.disposition.value & 1 << 10)
 
 
 def _reason(e: Exception) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import samplerate
 import soundfile as sf
 
 from tests.film_tools import FPS, heard, lag_ms, make, packets
@@ -124,7 +125,8 @@ def test_other_codings(kind: str, sound: str, voice: np.ndarray, tmp_path: Path)
 
 
 def test_channels_and_rates(voice: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    left_right = np.repeat(np.concatenate([voice, 0.3 * voice[::-1]], 1), 3, 0)[:48000]
+    second = voice[:RATE, 0]
+    left_right = np.stack([samplerate.resample(x, 3, "sinc_fastest") for x in (second, 0.3 * second[::-1])], 1).astype(np.float32)
     a = make(tmp_path / "in.mp4", [left_right], 48000, seconds=1.0)
     for mode, ending in (("each", "mp4"), ("mix", "mkv")):
         b = tmp_path / f"out.{ending}"
@@ -285,15 +287,16 @@ def test_without_pyav(voice: np.ndarray, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_other_commands_read_films(voice: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     film = make(tmp_path / "in.mp4", [voice], RATE, seconds=1.0)
+    assert main(["enroll", str(film), "-o", str(tmp_path / "me.voice")]) == 0
     assert main(["codec", "encode", str(film), str(tmp_path / "a.tok")]) == 0
     assert main(["codec", "decode", str(tmp_path / "a.tok"), str(tmp_path / "back.m4a")]) == 0
     assert len(heard(tmp_path / "back.m4a", RATE)) >= len(voice)
 
 
 def test_length_of_a_film_costs_no_memory(tmp_path: Path) -> None:
-    """Twenty seconds of stereo at 48 kHz, 8 MB as floats, within a quarter of that."""
-    x = np.tile((0.1 * np.random.default_rng(0).standard_normal((48000, 2))).astype(np.float32), (20, 1))
-    source, target = make(tmp_path / "in.mkv", [x], 48000, seconds=20.0), tmp_path / "out.mkv"
+    """Ten seconds of stereo at 48 kHz, 4 MB as floats, within a quarter of that."""
+    x = np.tile((0.1 * np.random.default_rng(0).standard_normal((48000, 2))).astype(np.float32), (10, 1))
+    source, target = make(tmp_path / "in.mkv", [x], 48000, seconds=10.0), tmp_path / "out.mkv"
     tracemalloc.start()
     recording = files.opened(source)
     passage = files.Passage(Stream(48000, 2, mode="each", strength_db=0, engine=Wire()))
@@ -302,8 +305,8 @@ def test_length_of_a_film_costs_no_memory(tmp_path: Path) -> None:
             out.write(y)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2e6, peak
-    assert recording.samples == passage.report().samples and abs(recording.samples - 20 * 48000) < 1024
+    assert peak < 1e6, peak
+    assert recording.samples == passage.report().samples and abs(recording.samples - 10 * 48000) < 1024
     assert [x for _, x in packets(source)] == [x for _, x in packets(target)]
 
 
@@ -318,7 +321,7 @@ def test_an_error_or_ctrl_c_leaves_what_was_there(voice: np.ndarray, tmp_path: P
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit for the size of files here")
-@pytest.mark.parametrize(("kind", "most"), [("mp4", 4096), ("mkv", 20000), ("webm", 100)])
+@pytest.mark.parametrize(("kind", "most"), [("mp4", 4096), ("mkv", 20000)])
 def test_a_full_disk_is_a_line(voice: np.ndarray, tmp_path: Path, kind: str, most: int) -> None:
     source, out = make(tmp_path / ("in.webm" if kind == "webm" else "in.mp4"), [voice], RATE, seconds=SECONDS), tmp_path / f"out.{kind}"
     limited = (
