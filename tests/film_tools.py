@@ -103,8 +103,8 @@ def heard(path: Path, rate: int, number: int = 0) -> F32:
         last = 0
         for frame in [f for g in film.decode(track) for f in resampler.resample(g)]:
             x, at = frame.to_ndarray().T, round(frame.pts * frame.time_base * rate)
-            x = x[max(0, -at) :]
-            at = max(0, at)
+            x, at = x[max(0, -at) :], max(0, at)
+            at = last if last and abs(at - last) < 0.005 * rate else at  # (Matroska counts milliseconds)
             out[at : at + len(x)] = x
             last = at + len(x)
     return out[:last]
