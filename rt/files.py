@@ -196,7 +196,7 @@ class Writing:
             yield
         except self._failures as e:
             self._part.unlink(missing_ok=True)
-            raise InputError(f"{self.path} could not be written: {e if str(e) else 'is the disk full?'}") from None
+            raise InputError(f"{self.path} could not be written: {getattr(e, 'strerror', None) or str(e) or 'is the disk full?'}") from None
 
     def _close(self, whole: bool) -> None:
         self._file.close()

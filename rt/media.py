@@ -75,7 +75,7 @@ def _check_whole(path: Path) -> None:
             if missing <= 0 and b"moov" not in seen:
                 raise InputError(f"{path} is cut off, or its recording was never ended: the index (moov) is missing; copy or record it again")
     if missing > 0:
-        raise InputError(f"{path} is cut off: {missing / (total + missing):.0%} of it is missing; copy or record it again")
+        raise InputError(f"{path} is cut off: {missing:,} bytes of it are missing; copy or record it again")
 
 
 def _floats(frame: Any) -> F32:

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import samplerate
 import soundfile as sf
+from film_tools import FPS, heard, lag_ms, make, packets
+from test_files import refuse
 
-from tests.film_tools import FPS, heard, lag_ms, make, packets
-from tests.test_files import refuse
 from tools.relay_peer import Wire
 from voicewire.rt import Stream, files
 from voicewire.rt.cli import main
