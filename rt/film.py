@@ -43,7 +43,7 @@ class Film(Writing):
         container, coding = CONTAINERS[path.suffix.lower()]
         self.path, self.rate, self.notes = path, rate, []
         if channels not in LAYOUTS:
-            raise InputError(f"{channels} channels do not go into {path.suffix}; use .wav, or --channels mix")
+            raise InputError(f"{channels} channels do not go into {path.suffix}; use .wav")
         self._film = source if isinstance(source, Sound) else None
         same = self._film is not None and self._film.channels == channels and "channel" not in self._film.layout
         self._layout = self._film.layout if self._film is not None and same else LAYOUTS[channels]
