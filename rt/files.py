@@ -24,6 +24,7 @@ BLOCK_SAMPLES = 1 << 16  # read or written at once where the size does not matte
 WIDEST_BYTES = 8  # of one sample in a file
 PLAIN = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # other subtypes are codings of their containers
 ENDINGS = {"wav", "flac", "ogg", "opus", "mp3", "aif", "aiff", "au", "caf", "w64"}  # of what is taken to be sound in a folder
+ENDINGS |= {"m4a", "mp4", "m4v", "mov", "mkv", "mka", "webm"}  # films: media.CONTAINERS
 MOST_RIFF_BYTES = 0xFFFF0000  # 32 bits count what is in a WAV file
 
 

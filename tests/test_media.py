@@ -22,7 +22,7 @@ from film_tools import FPS, heard, lag_ms, make, packets
 from test_files import refuse
 
 from tools.relay_peer import Wire
-from voicewire.rt import Stream, files
+from voicewire.rt import Stream, files, media
 from voicewire.rt.cli import main
 
 RATE, SECONDS = 16000, 2.4
@@ -291,6 +291,18 @@ def test_other_commands_read_films(voice: np.ndarray, tmp_path: Path, capsys: py
     assert main(["codec", "encode", str(film), str(tmp_path / "a.tok")]) == 0
     assert main(["codec", "decode", str(tmp_path / "a.tok"), str(tmp_path / "back.m4a")]) == 0
     assert len(heard(tmp_path / "back.m4a", RATE)) >= len(voice)
+
+
+def test_a_folder_of_films(voice: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "talks").mkdir()
+    make(tmp_path / "talks/a.mp4", [voice], RATE, seconds=1.0)
+    make(tmp_path / "talks/b.m4a", [voice], RATE)
+    make(tmp_path / "talks/mute.mkv", [], RATE, seconds=1.0)
+    assert main(["file", str(tmp_path / "talks"), str(tmp_path / "clean"), "--strength", "0", "--jobs", "1"]) == 2
+    assert "mute.mkv has no sound" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "clean").iterdir()) == ["a.mp4", "b.m4a"]
+    assert packets(tmp_path / "talks/a.mp4") == packets(tmp_path / "clean/a.mp4")
+    assert {e[1:] for e in media.CONTAINERS} <= files.ENDINGS
 
 
 def test_length_of_a_film_costs_no_memory(tmp_path: Path) -> None:
