@@ -12,17 +12,16 @@ LOUDEST = 1e3  # beyond +-1,000 times full scale is no sound: keep the arithmeti
 
 
 def to_float(x: Samples) -> tuple[F32, int]:
-    """float32 or int16, any shape → (float32 with full scale 1.0, samples that were not finite and became 0). ValueError for other types."""
+    """float32 or int16, any shape → (float32 with full scale 1.0, samples that were no sound: not finite, now 0, or beyond `LOUDEST`, now that). ValueError for
+    other types."""
     if x.dtype == np.int16:
         return x.astype(np.float32) / np.float32(32768), 0
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"samples of type {x.dtype} are not supported; give float32 or int16")
-    y, repaired = x.astype(np.float32), 0
-    bad = ~np.isfinite(y)
-    if bad.any():
-        repaired = int(bad.sum())
-        y = np.where(bad, np.float32(0), y)
-    return np.clip(y, -LOUDEST, LOUDEST), repaired
+    bad = ~(np.abs(x) <= LOUDEST)
+    if not bad.any():
+        return x.astype(np.float32), 0
+    return np.clip(np.where(np.isfinite(x), x, 0), -LOUDEST, LOUDEST).astype(np.float32), int(bad.sum())
 
 
 def to_int16(y: F32) -> NDArray[np.int16]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .config import CORE_BINS, HOPS_PER_FRAME, HOPS_PER_SECOND
 from .convert_engine import GRAPH, ConvertEngine
 from .engine import CONVERT_WEIGHTS, F32, WEIGHTS, Engine, EngineError, State, weights_for
+from .samples import to_float
 from .stft import analyse, hop_samples
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ VOICE_PARTS = ("k", "v", "gain", "offset")
 RECOGNISED = "who.voice"  # in the state of a model that compares whom it lets through with the voice
 FRAMES_PER_SECOND = HOPS_PER_SECOND // HOPS_PER_FRAME
 LEAST_S, MOST_S = 1.0, 30.0
+PAUSE_FRAMES = 10  # 200 ms before and after what is loud enough belong to it
+MOST_VALUE = 100.0  # real ones stay below 25; from some hundreds on a stranger's could drive a stream out of float32
 ROW = 1  # of the pinned prefix; row 0 is the task
 MOST_BYTES = 1 << 20  # of all arrays together: the file may be a stranger's, and what is packed small can be large
 PITCHLESS = "the voiceprint does not know how high that voice is, as a conversion needs to; enroll again: voicewire enroll ME.wav -o me.voice"
@@ -101,7 +104,7 @@ class Voiceprint:
             version = head["voiceprint"]
             octave = float(head["octave"]) if version == VERSIONS[1] else None
             made = cls(head["weights"], {k: arrays[k] for k in VOICE_PARTS}, arrays["voice"], octave=octave)
-            sound = all(a.dtype == np.float32 and np.isfinite(a).all() for a in (*made.parts.values(), made.voice))
+            sound = all(a.dtype == np.float32 and (np.abs(a) <= MOST_VALUE).all() for a in (*made.parts.values(), made.voice))
             sound = sound and (octave is None or 5 < octave < 9)  # 32 to 512 Hz
         except Exception:
             raise ValueError(DAMAGED) from None
@@ -121,15 +124,19 @@ class Voiceprint:
 
 
 def spoken(x: F32, rate: int) -> F32:
-    """[samples] → [frames, 20 ms] from the first frame in which somebody speaks to the last, `MOST_S` at most. ValueError for less than `LEAST_S` of speech."""
+    """[samples] → [frames, 20 ms] in which somebody speaks, short pauses too, `MOST_S` at most. ValueError for less than `LEAST_S` of speech."""
     size = HOPS_PER_FRAME * hop_samples(rate)
-    frames = x[: len(x) // size * size].reshape(-1, size).astype(np.float32)
+    frames = x[: len(x) // size * size].reshape(-1, size)
+    frames = frames - frames.mean(dtype=np.float64).astype(np.float32) if len(frames) else frames  # a microphone's direct current is no speech
     power = (frames**2).mean(1)
     loud = np.flatnonzero(power > max(1e-8, 1e-3 * float(np.percentile(power, 95)))) if len(power) else np.zeros(0, np.intp)
     if len(loud) < LEAST_S * FRAMES_PER_SECOND:
         seconds = len(loud) / FRAMES_PER_SECOND
         raise ValueError(f"only {seconds:.1f} s of speech to enroll from; give a recording of one talker with at least {LEAST_S:.0f} s, better 5 to 10")
-    return frames[loud[0] : loud[-1] + 1][: round(MOST_S * FRAMES_PER_SECOND)]
+    kept = np.zeros(len(frames), bool)
+    for shift in range(-PAUSE_FRAMES, PAUSE_FRAMES + 1):
+        kept[np.clip(loud + shift, loud[0], loud[-1])] = True
+    return frames[kept][: round(MOST_S * FRAMES_PER_SECOND)]
 
 
 def known(folder: Path = WEIGHTS) -> str | None:
@@ -172,8 +179,8 @@ def taken_by(engine: Engine) -> str:
 
 
 def enrol(x: F32, rate: int, folder: Path | None = None, converter: ConvertEngine | None = None) -> Voiceprint:
-    """x: [samples] of one talker, float32, rate 8,000 to 48,000 Hz → the voiceprint. converter: hears how high that voice is (None: the released one, where
-    there is one).
+    """x: [samples] of one talker, float32 or int16, rate 8,000 to 48,000 Hz → the voiceprint. converter: hears how high that voice is (None: the released
+    one, where there is one).
 
     ValueError for less than 1 s of speech, EngineError where the weights know no voices.
     """
@@ -181,7 +188,7 @@ def enrol(x: F32, rate: int, folder: Path | None = None, converter: ConvertEngin
     weights = known(folder)
     if weights is None:
         raise EngineError("these weights know no voices; for the task 'extract' install from the repository, which has some: pip install -e .")
-    frames = spoken(x, rate)
+    frames = spoken(to_float(x)[0], rate)
     hop = hop_samples(rate)
     tails = np.concatenate([np.zeros((1, hop), np.float32), frames[:-1, hop:]])
     spec = analyse(tails, frames)[0][:, :, :CORE_BINS].reshape(1, -1, CORE_BINS, 2)

@@ -24,7 +24,7 @@ def usual_task(query: object, enrolled: object, talker: object) -> str | None:
 
 def check_asked(
     query: str | None, query_gain_db: float | None, enrolled: Path | None, talker: int | None = None, *,
-    task: str | None = None, voice_strength: float | None = None,
+    task: str | None = None, voice_strength: float | None = None, strength_db: float | None = None,
 ) -> None:  # fmt: skip
     """InputError for options of `file`, `pipe` and `send` that do not go together."""
     asked = [name for name, value in (("--query", query), ("--enroll", enrolled), ("--talker", talker)) if value is not None]
@@ -32,6 +32,9 @@ def check_asked(
         raise InputError(f"{' and '.join(asked)} are several tasks; give one of them")
     if query_gain_db is not None and query is None:
         raise InputError("--query-gain changes how loud a queried sound is; say which with --query")
+    if strength_db is not None and (task == "convert" or query_gain_db is not None):
+        instead = "--voice-strength says how far to go towards the other" if task == "convert" else "--query-gain says how loud the queried sound is to be"
+        raise InputError(f"--strength is about what is taken away; here {instead}")
     if voice_strength is not None and task != "convert":
         raise InputError("--voice-strength says how far to go towards another voice; it goes with --task convert")
 
@@ -65,7 +68,7 @@ def open_stream(a: argparse.Namespace, rate: int, channels: int, mix: bool | Non
     from .stream import Stream
 
     task = a.task or usual_task(a.query, a.enroll, a.talker) or "restore"
-    check_asked(a.query, a.query_gain, a.enroll, a.talker, task=task, voice_strength=a.voice_strength)
+    check_asked(a.query, a.query_gain, a.enroll, a.talker, task=task, voice_strength=a.voice_strength, strength_db=a.strength)
     engine, voice = _opened(a.engine, task, a.query, a.enroll, a.talker)
     if mix is None:
         mix = task == "separate" and voice is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -36,7 +38,10 @@ def _positive(text: str) -> float:
 
 
 def _strength(text: str) -> float:
-    return 0.0 if text.strip() in ("0", "0.0") else _positive(text)
+    with contextlib.suppress(ValueError):
+        if float(text) == 0:
+            return 0.0
+    return _positive(text)
 
 
 def _streams(text: str) -> tuple[int, ...]:
@@ -90,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     u.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="of matrix products (default: fp16)")
     u.add_argument("--streams", type=_streams, default=(64,), help="for up to so many at once, 1 to 4096 (default: 64)")
 
-    add_relay(sub)
+    add_relay(sub, _strength)
     enroll.add(sub, _positive)
     codec_command.add(sub, _positive)
     sub.add_parser("doctor", help="check this machine and say what to do")
@@ -149,14 +154,28 @@ def _run(a: argparse.Namespace) -> int:
     return 0
 
 
+def _end(number: int, _: object) -> NoReturn:
+    """As Ctrl-C: what is half written goes."""
+    raise SystemExit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and hasattr(signal, "SIGPIPE"):  # of a program of our own; not of whoever calls this
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if argv is None:
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # nohup: not that one
+                signal.signal(getattr(signal, name), _end)
     a = _parser().parse_args(argv)
     try:
         return _run(a)
-    except (ValueError, EngineError, DeviceError, OSError) as e:
-        print(f"voicewire: {f'no file {e.filename}' if isinstance(e, FileNotFoundError) and e.filename else e}", file=sys.stderr)
+    except (ValueError, EngineError, DeviceError) as e:
+        print(f"voicewire: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        named = f"{e.filename}: " if e.filename else ""
+        said = f"no file {e.filename}" if isinstance(e, FileNotFoundError) and e.filename else f"{named}{e.strerror or e}"
+        print(f"voicewire: {said}{'; --port chooses another' if e.errno == errno.EADDRINUSE else ''}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

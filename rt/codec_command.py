@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from voicewire.engines.codec_config import FRAMES_PER_SECOND
 from voicewire.engines.codec_engine import CODEC_WEIGHTS, CodecEngine
@@ -16,6 +15,7 @@ from voicewire.engines.codec_variable import VariableRate
 
 from . import codec, files
 from .codec_format import TokenError
+from .lane import F32, to_float
 
 DEFAULT = VariableRate()
 CAP_MS = 1000 * DEFAULT.cap_frames / FRAMES_PER_SECOND
@@ -52,6 +52,8 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _check_place(source: Path, path: Path) -> None:
+    if str(path) == "-":
+        raise files.InputError("give a name for the result; there is no codec on standard output")
     if not path.parent.is_dir():
         raise files.InputError(f"no folder {path.parent} to write {path.name} to; make it first")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
@@ -61,6 +63,9 @@ def _check_place(source: Path, path: Path) -> None:
 
 def _encode(a: argparse.Namespace) -> str:
     _check_place(a.input, a.output)
+    files.check_no_sound(a.output)
+    if a.threshold and a.threshold > 1:
+        raise files.InputError(f"--threshold is a cosine, at most 1, not {a.threshold:g}")
     if not a.variable and (a.price or a.threshold or a.cap_ms):
         raise files.InputError("--price, --threshold and --cap-ms go with --variable")
     cap_frames = max(1, round((a.cap_ms or CAP_MS) * FRAMES_PER_SECOND / 1000))
@@ -68,9 +73,19 @@ def _encode(a: argparse.Namespace) -> str:
     source = files.opened(a.input)
     engine = CodecEngine(a.weights)
     streams = codec.streams_within(a.bitrate, engine) if a.bitrate else None
-    mono = (x.mean(1, dtype=np.float32) for x in source.blocks(source.rate))
-    data = b"".join(codec.encode(mono, source.rate, engine, variable, streams=streams))
+    repaired = 0
+
+    def mono() -> Iterator[F32]:
+        nonlocal repaired
+        for x in source.blocks(source.rate):
+            y, bad = to_float(x)
+            repaired += bad
+            yield y.mean(1)
+
+    data = b"".join(codec.encode(mono(), source.rate, engine, variable, streams=streams))
     _write(a.output, data)
+    if repaired:
+        print(f"voicewire: {repaired} samples were not finite and were replaced by silence", file=sys.stderr)
     seconds = source.samples / source.rate
     return f"{a.output}: {seconds:.1f} s at {source.rate} Hz in {len(data)} bytes, {8 * len(data) / seconds / 1000:.2f} kbit/s"
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 F32 = NDArray[np.float32]
+VOICE_MAGIC = b"PK\x03\x04"  # of a voiceprint, which is an npz; no sound file begins so
 
 
 def add(sub: Any, positive: Callable[[str], float]) -> None:
@@ -34,6 +35,7 @@ def run(a: argparse.Namespace, console: Console) -> int:
         raise files.InputError(f"{a.out} cannot be written; choose a file in a folder that is there")
     if a.input is not None:
         files.check_apart(a.input, a.out)
+    files.check_no_sound(a.out)
     if a.input is None:
         x, rate = record(a.device_in, a.seconds, console)
     else:
@@ -64,7 +66,10 @@ def file_bytes(path: Path) -> bytes:
 def _is_recording(path: Path) -> bool:
     if not path.exists():
         raise files.InputError(f"no file {path} to know the talker by; make one: voicewire enroll ME.wav -o me.voice")
-    return path.suffix.lower() != ".voice" and path.is_file()
+    if path.is_dir():
+        raise files.InputError(f"{path} is a folder; to know the talker by, give a recording, or a file of voicewire enroll")
+    with path.open("rb") as f:
+        return f.read(4) != VOICE_MAGIC and path.suffix.lower() != ".voice"
 
 
 def record(device: str | None, seconds: float, console: Console) -> tuple[F32, int]:

@@ -22,6 +22,7 @@ from .stream import Stream
 F32 = NDArray[np.float32]
 BLOCK_SAMPLES = 1 << 16  # read or written at once where the size does not matter
 WIDEST_BYTES = 8  # of one sample in a file
+BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "ULAW": 16, "ALAW": 16}  # of samples that are whole numbers, or made of them
 PLAIN = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # other subtypes are codings of their containers
 ENDINGS = {"wav", "flac", "ogg", "opus", "mp3", "aif", "aiff", "au", "caf", "w64"}  # of what is taken to be sound in a folder
 ENDINGS |= {"m4a", "mp4", "m4v", "mov", "mkv", "mka", "webm"}  # films: media.CONTAINERS
@@ -144,6 +145,8 @@ def check_writable(path: Path) -> None:
     """InputError now, rather than after minutes of work."""
     from . import media
 
+    if str(path) == "-":
+        raise InputError("give a name for the result; for a pipe there is: voicewire pipe")
     if path.suffix.lower() in media.CONTAINERS:
         media.library()
     elif path.suffix[1:].upper() not in {*sf.available_formats(), "AIF", "OPUS"}:
@@ -152,6 +155,12 @@ def check_writable(path: Path) -> None:
         raise InputError(f"no folder {path.parent} to write {path.name} to; make it first")
     if path.is_dir() or not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise InputError(f"{path} may not be written; choose another place")
+
+
+def check_no_sound(path: Path) -> None:
+    """InputError where something else would be written over, or named like, a sound file."""
+    if path.suffix[1:].lower() in ENDINGS:
+        raise InputError(f"{path} is the name of a sound file, which the result is not; choose another")
 
 
 def check_apart(source: Path, target: Path) -> None:
@@ -177,19 +186,20 @@ class Writing:
         if path.suffix.lower() == ".opus":
             subtype = "OPUS"
         elif subtype is None or not subtype.startswith(PLAIN) or not sf.check_format(kind, subtype):
-            subtype = sf.default_subtype(kind)
+            finer = subtype in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE") and sf.check_format(kind, "PCM_24")
+            subtype = "PCM_24" if finer else sf.default_subtype(kind)
         if kind == "WAV" and samples * channels * WIDEST_BYTES > MOST_RIFF_BYTES:
             kind = "RF64"
-        self.path, self.notes, self._whole_numbers = path, [], subtype == "PCM_16"
+        self.path, self.notes, self._bits = path, [], BITS.get(subtype)
+        path = path.resolve()  # a link stays one
         self._part = path.with_name(f".{path.name}.{os.getpid()}.part")  # another process may be at it, too: the last one wins, whole
         with self._refused():
             self._file = sf.SoundFile(self._part, "w", rate, channels, subtype, format=kind)
 
     def write(self, x: F32) -> None:
         """x: [n, channels]"""
-        # libsndfile reads 16 bits as n / 32768 but writes round(x 32767): what was not changed must come back as it was
         with self._refused():
-            self._file.write(to_int16(x) if self._whole_numbers else x)
+            self._file.write(x if self._bits is None else whole_numbers(x, self._bits))
 
     @contextmanager
     def _refused(self) -> Iterator[None]:
@@ -197,7 +207,8 @@ class Writing:
             yield
         except self._failures as e:
             self._part.unlink(missing_ok=True)
-            raise InputError(f"{self.path} could not be written: {getattr(e, 'strerror', None) or str(e) or 'is the disk full?'}") from None
+            why = getattr(e, "error_string", None) or getattr(e, "strerror", None) or str(e) or "is the disk full?"
+            raise InputError(f"{self.path} could not be written: {why}") from None
 
     def _close(self, whole: bool) -> None:
         self._file.close()
@@ -210,9 +221,19 @@ class Writing:
             with self._refused():
                 self._close(whole=kind is None)
                 if kind is None:
-                    os.replace(self._part, self.path)
+                    os.replace(self._part, self.path.resolve())
         finally:
             self._part.unlink(missing_ok=True)
+
+
+def whole_numbers(x: F32, bits: int) -> NDArray[np.int16] | NDArray[np.int32]:
+    """Samples rounded to so many bits and limited, as libsndfile takes them: in the upper bits of int32, or int16. By itself it writes n / 32768 back as
+    round(x 32767), and rounds others down, which makes noise of silence: what was not changed must come back as it was."""
+    if bits == 16:
+        return to_int16(x)
+    most = 2.0 ** (bits - 1)
+    z = np.clip(np.rint(x.astype(np.float64) * most), -most, most - 1)
+    return (z.astype(np.int64) << (32 - bits)).astype(np.int32)
 
 
 def writing(path: Path, rate: int, channels: int, subtype: str | None = None, samples: int = 0, source: Recording | None = None) -> Writing:

@@ -47,7 +47,7 @@ class Film(Writing):
         self._film = source if isinstance(source, Sound) else None
         same = self._film is not None and self._film.channels == channels and "channel" not in self._film.layout
         self._layout = self._film.layout if self._film is not None and same else LAYOUTS[channels]
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._part = path.resolve().with_name(f".{path.resolve().name}.{os.getpid()}.part")  # a link stays one
         self._at = 0 if self._film is None else round((self._film.start_s - self._film.zero_s) * rate)
         self._early = self.rate // 2000 if coding == "libopus" else 0  # FFmpeg's Matroska counts Opus' delay of 6.5 ms as 7
         self._reading = ExitStack()

@@ -67,7 +67,7 @@ def run(a: argparse.Namespace, one: Callable[[argparse.Namespace, Path, Path], d
     work = pairs(a.input, a.output)
     there = [p for p in work if a.new and _is_newer(*p)]
     work = sorted(set(work) - set(there))
-    jobs = min(len(work), a.jobs or (len(os.sched_getaffinity(0)) if a.engine == "onnx" else 1))
+    jobs = min(len(work), a.jobs or (cores() if a.engine == "onnx" else 1))
     done = failed = 0
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=a.json or not sys.stderr.isatty()) as bar:
@@ -85,6 +85,11 @@ def run(a: argparse.Namespace, one: Callable[[argparse.Namespace, Path, Path], d
     return 2 if failed else 0
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _is_newer(source: Path, target: Path) -> bool:
     return target.is_file() and source.exists() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
@@ -97,19 +102,15 @@ def _outcomes(a: argparse.Namespace, one: Callable[..., dict[str, Any]], work: S
         return
     fresh = multiprocessing.get_context("spawn")  # ONNX Runtime does not survive a fork
     stop = fresh.Event()
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with ProcessPoolExecutor(jobs, fresh, _begin, (stop,)) as pool:
-            try:
-                yield from _spread(pool, a, one, work, jobs)
-            except BrokenProcessPool:
-                raise InputError("a process that was at work was killed (out of memory?); what is missing: again with --new and fewer --jobs") from None
-            except BaseException:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with ProcessPoolExecutor(jobs, fresh, _begin, (stop,)) as pool:
+        try:
+            yield from _spread(pool, a, one, work, jobs)
+        except BrokenProcessPool:
+            raise InputError("a process that was at work was killed (out of memory?); what is missing: again with --new and fewer --jobs") from None
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _spread(pool: ProcessPoolExecutor, a: argparse.Namespace, one: Callable[..., dict[str, Any]], work: Iterable[Pair], jobs: int) -> Iterator[Outcome]:
@@ -122,10 +123,6 @@ def _spread(pool: ProcessPoolExecutor, a: argparse.Namespace, one: Callable[...,
     while waiting:
         ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
         yield from (f.result() for f in ready)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 # -- in the process that makes them ------------------------------------------------------------------------------------

@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import asked
+from .files import InputError
 
 F32 = NDArray[np.float32]
 PIECE_BYTES = 1 << 16  # read at once, at most: what a pipe of Linux holds
 FORMATS: dict[str, np.dtype[Any]] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}
 MOST_CHANNELS = 64
+FILES = {"WAV": b"RIFF", "FLAC": b"fLaC", "Ogg": b"OggS", "MP3": b"ID3", "AIFF": b"FORM"}
 READER_GONE = 141  # the exit code of one who is ended by SIGPIPE
 HINT = "for example: ffmpeg -i talk.mp4 -f s16le -ac 1 -ar 48000 - | voicewire pipe --rate 48000 > clean.raw"
 
@@ -35,9 +37,12 @@ def add(sub: Any, strength: Callable[[str], float]) -> None:
 
 def blocks(descriptor: int, kind: np.dtype[Any], channels: int) -> Iterator[F32]:
     """What comes there until it ends, [n, channels] float32 each. Bytes at the end that are no whole sample of every channel are left out, with a line."""
-    whole, rest = kind.itemsize * channels, b""
+    whole, rest, first = kind.itemsize * channels, b"", True
     while piece := os.read(descriptor, PIECE_BYTES):
         rest += piece
+        if first and (name := next((n for n, magic in FILES.items() if rest.startswith(magic)), None)):
+            raise InputError(f"that is a {name} file, not samples; voicewire file reads files, or decode it before: {HINT}")
+        first = False
         n = len(rest) // whole
         if n:
             x = np.frombuffer(rest, kind, n * channels).reshape(n, channels)
@@ -48,7 +53,7 @@ def blocks(descriptor: int, kind: np.dtype[Any], channels: int) -> Iterator[F32]
 
 
 def run(a: argparse.Namespace) -> int:
-    from .files import InputError, aligned
+    from .files import aligned
     from .lane import to_int16
 
     if sys.stdin is None or sys.stdout is None or sys.stdin.isatty() or sys.stdout.isatty():

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voicewire.engines.config import HOPS_PER_FRAME
+from voicewire.engines.stft import hop_samples
+
 VERSION = 1
 DAMAGED = "this is not a voicewire snapshot, or it is damaged"
 Arrays = Mapping[str, NDArray[Any]]
@@ -47,12 +50,24 @@ def unpack(data: bytes, mine: dict[str, Any], fresh: Arrays) -> tuple[dict[str, 
         with np.load(io.BytesIO(data), allow_pickle=False) as f:
             arrays = {k: f[k] for k in f.files}
         head = json.loads(arrays.pop("head").tobytes())
+        edge = {k: arrays[k] for k in ("tail", "overlap", "in", "out")}
+        if not isinstance(head, dict) or not all(isinstance(head[k], int) and head[k] >= 0 for k in ("frames", "repaired_samples")):
+            raise ValueError
+        if not all(a.dtype == np.float32 and a.ndim == 2 and np.isfinite(a).all() for a in edge.values()):
+            raise ValueError
     except Exception:
         raise ValueError(DAMAGED) from None
     for key, value in mine.items():
         if head.get(key) != value:
             raise ValueError(f"the snapshot is of a stream with {key} {head.get(key)}, this one has {value}")
     state = {k.removeprefix("state:"): v for k, v in arrays.items() if k.startswith("state:")}
-    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in fresh.items()}:
+    if {k: (v.shape, v.dtype) for k, v in state.items()} != {k: (v.shape, v.dtype) for k, v in fresh.items()}:
         raise ValueError("the snapshot's state does not fit this engine")
-    return head, {k: state[k].copy() for k in fresh}, {k: arrays[k] for k in ("tail", "overlap", "in", "out")}
+    hop = hop_samples(mine["rate"])
+    rows, waiting = edge["tail"].shape[0], edge["in"].shape[1]
+    frame = HOPS_PER_FRAME * hop
+    if any(a.shape[0] != rows for a in edge.values()) or edge["tail"].shape[1] != hop or edge["overlap"].shape[1] != hop:
+        raise ValueError(DAMAGED)
+    if waiting >= frame or edge["out"].shape[1] + waiting < frame or not all(np.isfinite(v).all() for v in state.values()):
+        raise ValueError(DAMAGED)
+    return head, {k: state[k].copy() for k in fresh}, edge

@@ -51,10 +51,12 @@ def check_voice(task: str, voice: Voiceprint | None, engine: Engine) -> None:
         raise ValueError(f"the query was made with another model; ask again {RESTORES_ONLY}" if query else VOICE_OF_ANOTHER)
 
 
+AMOUNT = "target.amount"  # of a converter's state
+
+
 def aimed(state: State, voice_strength: float) -> State:
     """The state, or the pinned part of one, with `voice_strength` in it, where it is a converter's."""
-    amount = "target.amount"
-    return state if amount not in state else state | {amount: np.full_like(state[amount], voice_strength)}
+    return state if AMOUNT not in state else state | {AMOUNT: np.full_like(state[AMOUNT], voice_strength)}
 
 
 def first_state(engine: Engine, slots: int, task: str, voice: Voiceprint | None) -> State:
@@ -152,8 +154,9 @@ class Stream:
 
     @voice_strength.setter
     def voice_strength(self, value: float) -> None:
-        self._voice_strength = check_voice_strength(value)
+        value = check_voice_strength(value)
         with self._lock:
+            self._voice_strength = value
             self._state = aimed(self._state, self._voice_strength)
 
     def reset(self) -> None:
@@ -177,10 +180,17 @@ class Stream:
         if self._everybody:
             raise ValueError("a stream that gives every talker a channel goes on so; begin another stream, or give `separate` one talker: voice=place(1)")
         check_voice(check_task(task), voice, self.engine)
-        fresh = aimed(first_state(self.engine, self._slots, task, voice), self._voice_strength)
+        fresh = first_state(self.engine, self._slots, task, voice)
         with self._lock:
+            fresh = aimed(fresh, self._voice_strength)
             self.task, self.voice = task, voice
             self._state = {k: fresh[k] if k in PINNED else v.copy() for k, v in self._state.items()}  # the engine may give its rows to others
+
+    def hush(self) -> None:
+        """What is inside, and has not come out, becomes silence; the model goes on remembering."""
+        with self._lock:
+            self._lane.incoming, self._lane.outgoing = np.zeros_like(self._lane.incoming), np.zeros_like(self._lane.outgoing)
+            self._tail, self._overlap = np.zeros_like(self._tail), np.zeros_like(self._overlap)
 
     def time_steps(self) -> array[float]:
         """Start collecting the seconds every step takes; returns the array that grows."""
@@ -257,5 +267,7 @@ class Stream:
         head, state, edge = unpack(data, self._kind(), self._state)
         with self._lock:
             self._state, self._tail, self._overlap = state, edge["tail"], edge["overlap"]
+            if AMOUNT in state:
+                self._voice_strength = float(state[AMOUNT][0, 0])
             self._lane.incoming, self._lane.outgoing = edge["in"], edge["out"]
             self.frames, self.repaired_samples = head["frames"], head["repaired_samples"]

@@ -58,7 +58,7 @@ def add(sub: Any, positive: Callable[[str], float], strength: Callable[[str], fl
 
     p = sub.add_parser("virtual", help="make or remove virtual devices that outlive this command")
     p.add_argument("action", choices=("create", "remove"))
-    p.add_argument("kind", nargs="?", choices=("microphone", "speaker"), default="microphone")
+    p.add_argument("kind", nargs="?", choices=("microphone", "speaker"), help="default: microphone; of remove: both")
 
     p = sub.add_parser("latency", help="measure the true delay, microphone to virtual microphone, through the sound server")
     p.add_argument("--seconds", type=positive, default=20.0, help="of each measurement")
@@ -147,12 +147,13 @@ def _devices(a: argparse.Namespace, console: Console) -> None:
 def _virtual(a: argparse.Namespace) -> None:
     virtual.refuse_elsewhere()
     if a.action == "remove":
-        n = virtual.remove()
+        n = virtual.remove(kind=a.kind)
         print("removed" if n else "there was none")
         return
-    made = virtual.create(a.kind, virtual.PERSISTENT)
-    name, use = (virtual.MICROPHONE, "--out virtual") if a.kind == "microphone" else (virtual.SPEAKER, "--in virtual")
-    print(f"{'made' if made else 'there already'}: {a.kind} '{name}'; feed it with: voicewire live {use}")
+    kind = a.kind or "microphone"
+    made = virtual.create(kind, virtual.PERSISTENT)
+    name, use = (virtual.MICROPHONE, "--out virtual") if kind == "microphone" else (virtual.SPEAKER, "--in virtual")
+    print(f"{'made' if made else 'there already'}: {kind} '{name}'; feed it with: voicewire live {use}")
 
 
 def _latency(a: argparse.Namespace, console: Console) -> None:

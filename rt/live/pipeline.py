@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voicewire.engines.voiceprint import Voiceprint
+from voicewire.rt.lane import to_float
 from voicewire.rt.realtime import try_realtime
 from voicewire.rt.stream import Stream
 
@@ -137,6 +138,7 @@ class Pipeline:
     def capture(self, x: F32, now_s: float) -> None:
         self._capture_gap_s = max(0.9 * self._capture_gap_s, now_s - self._captured_at)
         self._captured_at = now_s
+        x = to_float(x)[0]  # before the channels meet: what is wrong with one is not the other's
         mono = x if x.shape[1] == 1 else x.mean(1, keepdims=True)
         if lost := len(x) - self._ring.write(mono):
             self.log.add("dropped", 1e3 * lost / self.stream.rate, "the model was stopped for a second")
@@ -176,24 +178,30 @@ class Pipeline:
                 continue
             self._some.clear()
             while not self._ended and (x := self._ring.read(self._block)).size:
-                y = self._model(x[:, 0])
+                try:
+                    y = self._model(x[:, 0])
+                except Exception as e:  # a fault of ours must not be a dead microphone
+                    self.log.add("fault", cause=f"{type(e).__name__}: {e}")
+                    self.stream.reset()
+                    y = np.zeros(len(x), np.float32)
                 self.edge.push(y)
                 if self._recorder:
                     self._recorder.add(x[:, 0], y)
 
     def _model(self, x: F32) -> F32:
         c = self.controls
-        if not np.isfinite(x).all():
-            x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         loud = bool(np.abs(x).max() > _SILENCE)
         self._quiet = 0 if loud else self._quiet + len(x)
         self._processed += len(x)
-        self.suspended = c.listeners == 0 or self._quiet > _SUSPEND_S * self.stream.rate
+        slept, self.suspended = self.suspended, c.listeners == 0 or self._quiet > _SUSPEND_S * self.stream.rate
         if self.suspended:
             y = np.zeros(len(x), np.float32)
             self.meter.add(x, y, None)
             return y
-        task, voice = c.task, c.voices.get(c.task)
+        if slept:
+            self.stream.hush()  # the last words before the pause are not the first after it
+        task = c.task  # once: another thread may change it
+        voice = c.voices.get(task)
         if task != self.stream.task or voice is not self.stream.voice:
             self.stream.ask(task, voice)
         self.stream.bypass = c.bypass

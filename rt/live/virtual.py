@@ -155,10 +155,13 @@ def discard(modules: list[int]) -> None:
         _unload(pulse, modules)
 
 
-def remove(owner: int | None = None) -> int:
-    """Unload the virtual devices of `owner` (None: all of them, whoever made them); → how many modules."""
+def remove(owner: int | None = None, kind: str | None = None) -> int:
+    """Unload the virtual devices of `owner` (None: all of them, whoever made them), of one kind, "microphone" or "speaker" (None: both); → how many modules."""
     with control("virtual device") as pulse:
-        mine = [m for m, other, _ in _modules(pulse) if owner is None or other == owner]
+        mine = [
+            m for m, other, made_by in _modules(pulse)
+            if owner in (None, other) and (kind is None or (SPEAKER in made_by) == (kind == "speaker"))
+        ]  # fmt: skip
         _unload(pulse, mine[::-1])
     return len(mine)
 

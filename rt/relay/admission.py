@@ -40,7 +40,7 @@ class Admission:
 
     def wait_s(self, connections: int, moving: bool = False) -> float:
         """How long a newcomer should wait, 0 where there is room. connections: those that are open; moving: a stream that another worker had admitted."""
-        if not moving and len(self._late) == self._late.maxlen and time.monotonic() - self._late[0] < LATE_S:
+        if not moving and self._sessions and len(self._late) == self._late.maxlen and time.monotonic() - self._late[0] < LATE_S:
             return RETRY_S  # slower than measured at start: whoever is here comes first
         others, converting = self.taken()
         room = self.capacity.fits(others + 1, converting) or (self.converting > 0 and self.capacity.fits(others, converting + 1))

@@ -71,7 +71,7 @@ class Client:
         query_gain_db: float | None = None, voice_strength: float = 1.0, live: bool = True, timed: bool = False, patience_s: float = PATIENCE_S,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
-        url = url.replace("http", "ws", 1) if url.startswith("http") else url
+        url = url.replace("http", "ws", 1) if url.startswith("http") else url if "://" in url else f"ws://{url}"
         self._url = url if url.rstrip("/").endswith(PATH) else url.rstrip("/") + PATH
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._kind = {"int16": "s16le", "float32": "f32le"}[dtype]

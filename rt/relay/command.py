@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,16 @@ def _add_server(s: Any) -> None:
     s.add_argument("--record", type=Path, metavar="DIR", help="keep every stream's sound before and after in DIR; tell your users")
 
 
-def add_commands(sub: Any) -> None:
+def add_commands(sub: Any, strength: Callable[[str], float]) -> None:
     """Add the commands to a parser's sub-commands."""
     s = sub.add_parser("serve", help="relay speech over WebSockets, many streams at once")
     _add_server(s)
     s.add_argument("--workers", type=_number(1, 256), default=1, metavar="N", help="processes that share the port, one a core")
     s.add_argument("--handover", type=Path, metavar="DIR", help="private folder through which streams move between workers (--workers makes one)")
+    s.add_argument(
+        "--onward", metavar="URL", default=os.environ.get("VOICEWIRE_ONWARD") or None,
+        help="calls on /twilio and /vonage go on to this bot, wss://…, with the caller cleaned (or the environment's VOICEWIRE_ONWARD)",
+    )  # fmt: skip
 
     k = sub.add_parser("cluster", help="relay workers on many machines, placed by Ray, behind one front door")
     _add_server(k)
@@ -67,6 +72,8 @@ def add_commands(sub: Any) -> None:
     c.add_argument("--talker", type=int, metavar="N", help="of two talkers that nobody enrolled keep one, 1 or 2")
     c.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
     c.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
+    c.add_argument("--strength", type=strength, metavar="DB", help="take away at most this many dB (restore 26, extract 60, else 40; 100 is no limit)")
+    c.add_argument("--channels", choices=("mix", "each"), default="each", help="every channel in a stream of its own (default), or their mix")
     c.add_argument("--realtime", action="store_true", help="send at the speed of sound, and show the delay")
     c.add_argument("--json", action="store_true", help="print one JSON object with the measurements")
 
@@ -79,7 +86,7 @@ def run(a: argparse.Namespace) -> int:
 
         return send_file(
             a.input, a.output, a.url, token=a.token, task=a.task, enrolled=a.enroll, talker=a.talker, query=a.query,
-            query_gain_db=a.query_gain, voice_strength=a.voice_strength, realtime=a.realtime, as_json=a.json,
+            query_gain_db=a.query_gain, voice_strength=a.voice_strength, strength_db=a.strength, mix=a.channels == "mix", realtime=a.realtime, as_json=a.json,
         )  # fmt: skip
     from . import workers
 

@@ -18,7 +18,8 @@ from .slots import Batching
 class Config:
     """What `serve` was told. max_streams None: measure. certificate, key: TLS from these files. record: where to keep what is said, None: nowhere.
     handover: folder for streams on their way to another worker. engine: a name of `open_engine`. weights: the folder it opens,
-    None: the one that is installed, on whatever machine this gets to. converter: the folder of those that convert voices, None: it converts none."""
+    None: the one that is installed, on whatever machine this gets to. converter: the folder of those that convert voices, None: it converts none.
+    onward: address of the bot that telephone platforms' calls go on to; there may be a password in it."""
 
     host: str = "127.0.0.1"
     port: int = 8765
@@ -33,6 +34,7 @@ class Config:
     engine: str = "onnx"
     weights: Path | None = None
     converter: Path | None = None
+    onward: str | None = field(default=None, repr=False)
 
 
 def engine_of(config: Config) -> Engine:

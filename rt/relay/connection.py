@@ -23,6 +23,7 @@ from .framing import message, whole_messages, wire_bytes
 from .session import Session
 
 if TYPE_CHECKING:
+    from .onward import Onward
     from .server import Relay
 
 READ_BYTES = 1 << 14  # a read; more would let one client's flood of small messages keep the others waiting
@@ -30,6 +31,7 @@ QUERY_MESSAGES = 20  # that words are as much work as
 TEXT_BYTES = 1024  # of text are work as a message is: a voiceprint has 40 kB, and is unpacked
 TURN_S = 0.005  # of one connection's messages, before the others have theirs
 MOST_WAITING = 16  # times `write_bytes` may wait for somebody who reads nothing
+CLOSES = {"busy": 1013, "no_bot": 1014}  # with this code where an error is fatal; others with 1008
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
@@ -52,6 +54,7 @@ class Connection(ServerConnection):
         self._turn_ends = 0.0
         self.adapter: Adapter | None = None
         self.session: Session | None = None
+        self.onward: Onward | None = None  # where the answers go, if not back
         self.clogged = False
         self.errors = 0
         self.read_s = time.monotonic()  # when something was read last
@@ -141,6 +144,8 @@ class Connection(ServerConnection):
                 self._wait_for(self._make_ready(event, event.query))
             else:
                 self.session = self._relay.start(event, self)
+                if self.onward is not None:
+                    self._wait_for(self.onward.dial())
         elif isinstance(event, Sound):
             self.session.sound(event)
         elif isinstance(event, Start):
@@ -238,13 +243,16 @@ class Connection(ServerConnection):
             self.session.tally.errors = self.errors
         self.send_reply(Reply("error", {"code": error.code, "text": error.text}))
         if error.fatal:
-            self.close_soon(1013 if error.code == "busy" else 1008, error.text)
+            self.close_soon(CLOSES.get(error.code, 1008), error.text)
         elif self.session is None or self.errors >= self._relay.limits.errors:
             self.close_soon(1008, "too many errors" if self.session else error.text)
 
     # -- the session's line --------------------------------------------------------------------------------------------
     def send_reply(self, reply: Reply | Sound) -> None:
         if self.adapter is None or self.protocol.state is not OPEN:
+            return
+        if self.onward is not None:
+            self.onward.send(reply)
             return
         frames = [message(m) for m in self.adapter.send(reply)]
         if self._corked is None:
@@ -282,12 +290,17 @@ class Connection(ServerConnection):
     # -- what the transport says ---------------------------------------------------------------------------------------
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.clogged = True
+        if self.onward is not None:
+            self.onward.full(True)
+        else:
+            self.clogged = True
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self.clogged = False
-        if self.session:
+        if self.onward is not None:
+            self.onward.full(False)
+        elif self.session:
             self.session.unclogged()
 
     def eof_received(self) -> None:

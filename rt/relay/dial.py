@@ -25,6 +25,10 @@ class Away(RelayError):
     """The relay is not there, or not for us, just now."""
 
 
+class Busy(Away):
+    """The relay takes nobody just now."""
+
+
 async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
     """RelayError; Away where another try may succeed."""
     try:
@@ -34,14 +38,16 @@ async def dial(url: str, headers: dict[str, str]) -> ClientConnection:
         )  # fmt: skip
     except InvalidStatus as e:
         said = " ".join((e.response.body or b"").decode(errors="replace").split())
-        kind = Away if e.response.status_code >= 500 else RelayError
+        kind = Busy if e.response.status_code == 503 else Away if e.response.status_code >= 500 else RelayError
         raise kind(f"{url} refused: {said[:200] or e}") from None
     except InvalidURI:
         raise RelayError(f"{url} is not an address like ws://host:8765") from None
     except ssl.SSLCertVerificationError as e:
         raise RelayError(f"the certificate of {url} is not trusted ({e.verify_message}); if it is your own: SSL_CERT_FILE=its.pem") from None
+    except ssl.SSLError:
+        raise RelayError(f"{url} speaks no TLS; if it is to be without: ws:// instead of wss://") from None
     except (OSError, EOFError, InvalidHandshake, TimeoutError) as e:
-        raise Away(f"no relay at {url} ({' '.join(str(e).split())}); start one: voicewire serve") from None
+        raise Away(f"no relay at {url} ({' '.join(str(e).split()) or 'no answer'}); start one: voicewire serve") from None
 
 
 async def begin(socket: ClientConnection, start: dict[str, Any], url: str) -> dict[str, Any]:
@@ -52,7 +58,8 @@ async def begin(socket: ClientConnection, start: dict[str, Any], url: str) -> di
             message = await asyncio.wait_for(socket.recv(), READY_S)
             answer: dict[str, Any] = json.loads(message) if isinstance(message, str) else {}
             if answer.get("event") == "error":
-                raise (Away if answer.get("code") in AWAY else RelayError)(f"the relay refused: {answer.get('text')}")
+                code = answer.get("code")
+                raise (Busy if code == "busy" else Away if code in AWAY else RelayError)(f"the relay refused: {answer.get('text')}")
             if answer.get("event") == "ready":
                 return answer
     except ConnectionClosed as e:

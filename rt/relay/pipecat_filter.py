@@ -12,6 +12,7 @@ import numpy as np
 
 from voicewire.engines.engine import Engine
 
+from ..lane import RECOGNISER_DB
 from ..stream import Stream
 
 try:
@@ -20,14 +21,12 @@ try:
 except ImportError as e:
     raise ImportError(f"the pipecat filter needs pipecat ({e.name} is missing): pip install 'voicewire[pipecat]'") from None
 
-RECOGNISER_DB = 14.0
-
 
 class VoicewireFilter(BaseAudioFilter):  # type: ignore[misc]
     """Mono, 16 bits, at the transport's rate; as many samples come out as go in, 30 ms later.
 
-    strength_db: the most that may be taken away. What a bot hears is written down by a recogniser; with 14 dB Whisper makes fewer errors than with the
-    unprocessed signal, with 26, which is for people, more (README). A `FilterEnableFrame(False)` lets everything through with the same delay.
+    strength_db: the most that may be taken away. What a bot hears is written down by a recogniser; with 14 dB Whisper makes fewer errors than with
+    26, which is for people (README). A `FilterEnableFrame(False)` lets everything through with the same delay.
     """
 
     def __init__(self, *, strength_db: float | None = RECOGNISER_DB, engine: Engine | None = None) -> None:

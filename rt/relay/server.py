@@ -31,6 +31,8 @@ from .events import Adapter, ProtocolError, Reply, Start
 from .gate import Gate
 from .handover import Folder, Handover
 from .metrics import Metrics
+from .onward import Onward, Way
+from .passing import PASSING
 from .place import Place
 from .protocol import V1, pack_voice
 from .record import Recorder
@@ -62,6 +64,7 @@ class Relay:
         self._voices = Voices(engine, config.weights or WEIGHTS)
         self._handover = handover or (Folder(config.handover) if config.handover else None)
         self._recorder = Recorder(config.record) if config.record else None
+        self._way = Way(config.onward, self.limits) if config.onward else None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._connections = 0
         self._place: Place | None = None
@@ -88,7 +91,12 @@ class Relay:
         assert isinstance(connection, Connection)
         response = self._gate.check(request)
         if response is None:
-            connection.adapter = ADAPTERS[request.path.partition("?")[0]]()
+            path = request.path.partition("?")[0]
+            if self._way and path in PASSING:
+                connection.adapter = passing = PASSING[path]()
+                connection.onward = Onward(self._way, passing, connection, self._say)
+            else:
+                connection.adapter = ADAPTERS[path]()
         return response
 
     async def _handle(self, connection: ServerConnection) -> None:
@@ -105,6 +113,8 @@ class Relay:
         finally:
             self._connections -= 1
             self.ended(connection)
+            if connection.onward:
+                await connection.onward.end()
 
     async def fetch(self, name: str) -> bytes:
         """What a stream that moves has left behind. ProtocolError `bad_resume`."""
@@ -207,6 +217,8 @@ class Relay:
                     connection.transport.abort()  # not even an answer to a ping: nobody is there
                 elif now - session.heard > self.limits.idle_timeout_s and not session.held:
                     connection.refuse(ProtocolError("idle", f"no audio for {self.limits.idle_timeout_s:.0f} s", fatal=True))
+                if connection.onward:
+                    connection.onward.check(now)
             if self._handover:
                 try:
                     await self._handover.sweep()

@@ -20,6 +20,7 @@ from ..files import InputError
 from .config import Config, engine_of
 from .gate import LOOPBACK, Door
 from .limits import Limits
+from .onward import check_url, host_of
 from .place import Place
 from .scale import Sizes
 from .server import Relay
@@ -42,12 +43,13 @@ def configure(a: argparse.Namespace) -> Config:
         raise InputError("the token is empty; leave --token away to let everyone in")
     if a.tasks and not (TASK_WEIGHTS.is_dir() and CONVERT_WEIGHTS.is_dir()):
         raise InputError("--tasks needs weights that are in the repository and in no wheel: there, pip install -e .")
+    onward = getattr(a, "onward", None)
     limits = dataclasses.replace(Limits(), session_s=None if a.max_minutes is None else 60.0 * a.max_minutes, drain_s=float(a.drain_s))
     door = Door(a.token, tuple(o.rstrip("/") for o in a.origin), a.host in LOOPBACK)
     return Config(
         host=a.host, port=a.port, door=door, limits=limits, max_streams=a.max_streams, certificate=a.cert, key=a.key, record=a.record,
         handover=getattr(a, "handover", None), engine=a.engine, weights=TASK_WEIGHTS if a.tasks else None,
-        converter=CONVERT_WEIGHTS if a.tasks else None,
+        converter=CONVERT_WEIGHTS if a.tasks else None, onward=onward and check_url(onward),
     )  # fmt: skip
 
 
@@ -58,6 +60,7 @@ def logs() -> None:
     root = logging.getLogger("voicewire.relay")
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    root.propagate = False  # wordllama, which reads queries, gives the root logger a handler of its own
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # clients that vanish are no news
 
 
@@ -102,6 +105,8 @@ def _announce(config: Config, port: int) -> None:
         print("voicewire: no --token: everyone who reaches this machine may use it", file=sys.stderr)
     if config.record:
         print(f"voicewire: all streams are recorded in {Path(config.record).absolute()}; clients are told so in `ready`", file=sys.stderr)
+    if config.onward:
+        print(f"voicewire: calls on /twilio and /vonage go on to the bot at {host_of(config.onward)}", file=sys.stderr)
     print(f"voicewire: serving {scheme}://{shown}:{port}/ · Ctrl-C ends", file=sys.stderr)
 
 

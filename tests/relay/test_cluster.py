@@ -63,7 +63,7 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("command", ["serve", "cluster"])
 def test_both_servers_offer_all_tasks_when_told_to(command: str) -> None:
     parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(dest="command"))
+    add_commands(parser.add_subparsers(dest="command"), float)
     plain, all_tasks = configure(parser.parse_args([command])), configure(parser.parse_args([command, "--tasks"]))
     assert plain.weights is None and plain.converter is None
     assert all_tasks.weights is not None and known(all_tasks.weights) and takes_queries(all_tasks.weights)
