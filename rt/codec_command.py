@@ -70,7 +70,7 @@ def _encode(a: argparse.Namespace) -> str:
         raise files.InputError("--price, --threshold and --cap-ms go with --variable")
     cap_frames = max(1, round((a.cap_ms or CAP_MS) * FRAMES_PER_SECOND / 1000))
     variable = VariableRate(a.price or DEFAULT.price, a.threshold or DEFAULT.threshold, cap_frames) if a.variable else None
-    source = files.Recording(a.input)
+    source = files.opened(a.input)
     engine = CodecEngine(a.weights)
     streams = codec.streams_within(a.bitrate, engine) if a.bitrate else None
     repaired = 0
@@ -100,7 +100,7 @@ def _decode(a: argparse.Namespace) -> str:
         header, tokens, sent, samples = codec.read_tokens(a.input.read_bytes(), engine.odds)
     except TokenError as e:
         raise files.InputError(f"{a.input} {e}") from None
-    with files.Writing(a.output, header.rate, 1, samples=samples) as out:
+    with files.writing(a.output, header.rate, 1, samples=samples) as out:
         for y in codec.decoded(tokens, header.rate, samples, engine):
             out.write(y[:, None])
     kind = f"{sent.mean():.0%} of the frames sent" if header.variable and len(sent) else "constant rate"

@@ -13,8 +13,8 @@ from . import asked
 
 
 def add(sub: Any, positive: Callable[[str], float], strength: Callable[[str], float]) -> None:
-    f = sub.add_parser("file", help="clean sound files through the same path as live audio")
-    f.add_argument("input", type=Path, nargs="+", metavar="IN", help="a sound file; or several, or a folder of them")
+    f = sub.add_parser("file", help="clean sound files, or the sound of films, through the same path as live audio")
+    f.add_argument("input", type=Path, nargs="+", metavar="IN", help="a sound file or a film; or several, or a folder of them")
     f.add_argument("output", type=Path, metavar="OUT", help="the file to write; of several, the folder for them")
     asked.add_options(f, strength)
     f.add_argument("--channels", choices=("mix", "each"), help="process every channel by itself (default, but for separate), or their mix")
@@ -55,18 +55,20 @@ def one(a: argparse.Namespace, given: Path, target: Path) -> dict[str, Any]:
 
     files.check_writable(target)
     files.check_apart(given, target)
-    source = files.Recording(given)
+    source = files.opened(given)
     stream = asked.open_stream(a, source.rate, source.channels, None if a.channels is None else a.channels == "mix")
     passage = files.Passage(stream, realtime=a.realtime, raw_delay=a.raw_delay)
     size = max(1, round(a.block_ms * source.rate / 1000))
     bar = Progress(console=Console(stderr=True), transient=True, disable=target != a.output or a.json or not sys.stderr.isatty())
-    with files.Writing(target, source.rate, stream.outputs, source.subtype, source.samples) as out, bar:
+    with files.writing(target, source.rate, stream.outputs, source.subtype, source.samples, source) as out, bar:
         shown = bar.add_task(given.name, total=source.samples)
         for y in passage.through(source.blocks(size)):
             out.write(y)
             bar.update(shown, completed=passage.samples)
             if many_files.stopped():
                 raise files.InputError("stopped")
+    for note in (*source.notes, *out.notes):
+        print(f"voicewire: {note}", file=sys.stderr)
     return {"input": str(given), "output": str(target), **passage.report().to_dict()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,11 +25,16 @@ WIDEST_BYTES = 8  # of one sample in a file
 BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "ULAW": 16, "ALAW": 16}  # of samples that are whole numbers, or made of them
 PLAIN = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # other subtypes are codings of their containers
 ENDINGS = {"wav", "flac", "ogg", "opus", "mp3", "aif", "aiff", "au", "caf", "w64"}  # of what is taken to be sound in a folder
+ENDINGS |= {"m4a", "mp4", "m4v", "mov", "mkv", "mka", "webm"}  # films: media.CONTAINERS
 MOST_RIFF_BYTES = 0xFFFF0000  # 32 bits count what is in a WAV file
 
 
 class InputError(ValueError):
     """The user's input cannot be used; the message is one line."""
+
+
+class UnknownKindError(InputError):
+    """libsndfile does not know this kind of file."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,20 @@ def _check_whole(path: Path) -> None:
     raise InputError(f"{path} is cut off before its samples begin; copy or record it again")
 
 
+def _known(path: Path) -> sf.SoundFile:
+    try:
+        return sf.SoundFile(path)
+    except sf.LibsndfileError:
+        raise UnknownKindError(f"{path} is not audio that can be read (WAV, FLAC, Ogg, MP3 and AIFF can)") from None
+
+
 class Recording:
     """An audio file that was found to be whole, to be read in blocks: `rate`, `channels`, `samples`, `subtype`. InputError for anything else.
 
-    It is read through once before anything is made of it: that it is cut off must not be found out after an hour's work.
+    It is read through once before anything is made of it: that it is cut off must not be found out after an hour's work. `notes`: what to tell the user.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
         if str(path) == "-" or path.is_fifo():
@@ -87,7 +101,7 @@ class Recording:
         self.path, self.samples = path, 0
         try:
             _check_whole(path)
-            with sf.SoundFile(path) as f:
+            with _known(path) as f:
                 promised, self.rate, self.channels, self.subtype = int(f.frames), int(f.samplerate), int(f.channels), str(f.subtype)
             self.samples = sum(len(x) for x in self.blocks(BLOCK_SAMPLES))
         except PermissionError:
@@ -107,18 +121,36 @@ class Recording:
                 yield x
 
 
+def opened(path: Path) -> Recording:
+    """A sound file, or the sound of a film or of a phone's recording: what libsndfile does not know, FFmpeg may. InputError as `Recording`."""
+    try:
+        return Recording(path)
+    except UnknownKindError as unknown:
+        from . import media
+
+        try:
+            media.library()
+        except InputError as missing:
+            raise InputError(f"{unknown}; {missing}") from None
+        return media.Sound(path)
+
+
 def read(path: Path) -> tuple[F32, int, str]:
     """→ (samples [n, channels] float32, rate, subtype) of a file that fits into memory. InputError for anything that is not a whole audio file."""
-    whole = Recording(path)
+    whole = opened(path)
     return np.concatenate(list(whole.blocks(BLOCK_SAMPLES))), whole.rate, whole.subtype
 
 
 def check_writable(path: Path) -> None:
     """InputError now, rather than after minutes of work."""
+    from . import media
+
     if str(path) == "-":
         raise InputError("give a name for the result; for a pipe there is: voicewire pipe")
-    if path.suffix[1:].upper() not in {*sf.available_formats(), "AIF", "OPUS"}:
-        raise InputError(f"cannot tell the format of {path} from its ending; use .wav or .flac")
+    if path.suffix.lower() in media.CONTAINERS:
+        media.library()
+    elif path.suffix[1:].upper() not in {*sf.available_formats(), "AIF", "OPUS"}:
+        raise InputError(f"cannot tell the format of {path} from its ending; use .wav or .flac, or .m4a, .mp4, .mov, .mkv or .webm")
     if not path.parent.is_dir():
         raise InputError(f"no folder {path.parent} to write {path.name} to; make it first")
     if path.is_dir() or not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
@@ -143,8 +175,11 @@ class Writing:
     """An audio file in the making: `with Writing(…) as out: out.write(y)`. When the block has ended the file is there, whole; after an error it is not.
 
     It keeps the sample format of the source, `subtype`, where that is one of plain samples and the container can. samples: how many there will be, if that
-    is known; a WAV file that would pass 4 GB is written as RF64, its form for that. InputError where it cannot be written.
+    is known; a WAV file that would pass 4 GB is written as RF64, its form for that. InputError where it cannot be written. `notes`: what to tell the user.
     """
+
+    notes: list[str]
+    _failures: tuple[type[Exception], ...] = (sf.LibsndfileError, OSError, AssertionError)  # (soundfile asserts that all was written: a full disk)
 
     def __init__(self, path: Path, rate: int, channels: int, subtype: str | None = None, samples: int = 0) -> None:
         kind = {".aif": "AIFF", ".opus": "OGG"}.get(path.suffix.lower(), path.suffix[1:].upper())
@@ -155,7 +190,7 @@ class Writing:
             subtype = "PCM_24" if finer else sf.default_subtype(kind)
         if kind == "WAV" and samples * channels * WIDEST_BYTES > MOST_RIFF_BYTES:
             kind = "RF64"
-        self.path, self._bits = path, BITS.get(subtype)
+        self.path, self.notes, self._bits = path, [], BITS.get(subtype)
         path = path.resolve()  # a link stays one
         self._part = path.with_name(f".{path.name}.{os.getpid()}.part")  # another process may be at it, too: the last one wins, whole
         with self._refused():
@@ -170,10 +205,13 @@ class Writing:
     def _refused(self) -> Iterator[None]:
         try:
             yield
-        except (sf.LibsndfileError, OSError, AssertionError) as e:  # (soundfile asserts that all was written: a full disk)
+        except self._failures as e:
             self._part.unlink(missing_ok=True)
-            why = getattr(e, "error_string", None) or getattr(e, "strerror", None) or "is the disk full?"
+            why = getattr(e, "error_string", None) or getattr(e, "strerror", None) or str(e) or "is the disk full?"
             raise InputError(f"{self.path} could not be written: {why}") from None
+
+    def _close(self, whole: bool) -> None:
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -181,7 +219,7 @@ class Writing:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             with self._refused():
-                self._file.close()
+                self._close(whole=kind is None)
                 if kind is None:
                     os.replace(self._part, self.path.resolve())
         finally:
@@ -198,9 +236,20 @@ def whole_numbers(x: F32, bits: int) -> NDArray[np.int16] | NDArray[np.int32]:
     return (z.astype(np.int64) << (32 - bits)).astype(np.int32)
 
 
+def writing(path: Path, rate: int, channels: int, subtype: str | None = None, samples: int = 0, source: Recording | None = None) -> Writing:
+    """By the ending, a sound file or a film. source: what it is made of, whose picture, tags and so on go along into a film; see `Writing`, `film.Film`."""
+    from . import media
+
+    if path.suffix.lower() in media.CONTAINERS:
+        from . import film
+
+        return film.Film(path, rate, channels, source)
+    return Writing(path, rate, channels, subtype, samples)
+
+
 def write(path: Path, x: F32, rate: int, subtype: str | None = None) -> None:
     """All of [n, channels] at once; see `Writing`."""
-    with Writing(path, rate, x.shape[1], subtype, len(x)) as out:
+    with writing(path, rate, x.shape[1], subtype, len(x)) as out:
         for at in range(0, len(x), BLOCK_SAMPLES):
             out.write(x[at : at + BLOCK_SAMPLES])
 

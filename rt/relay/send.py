@@ -115,7 +115,7 @@ def send_file(
     files.check_apart(source, target)
     voice = None if enrolled is None else enroll.file_bytes(enrolled)
     usual = asked.usual_task(query, voice, talker) or "restore"
-    recording = files.Recording(source)
+    recording = files.opened(source)
     rate, whole = recording.rate, recording.subtype == "PCM_16"
     size = max(1, rate * (20 if realtime else 100) // 1000)
     together = mix or recording.channels == 1
@@ -141,7 +141,7 @@ def send_file(
             for one in clients:
                 await _come_in(one)
                 open_.push_async_exit(one.__aexit__)
-            with files.Writing(target, rate, recording.channels, recording.subtype, recording.samples) as out, bar:
+            with files.writing(target, rate, recording.channels, recording.subtype, recording.samples, recording) as out, bar:
                 shown = bar.add_task(source.name, total=recording.samples)
                 ways = [await open_.enter_async_context(aclosing(stream_through(one, blocks(i), realtime=realtime))) for i, one in enumerate(clients)]
                 async with aclosing(ways[0] if together else abreast(ways)) as cleaned:
