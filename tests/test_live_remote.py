@@ -96,8 +96,10 @@ def test_what_is_set_reaches_the_audio_and_is_said(runtime: Path, capsys: pytest
     [
         (["mute"], "pairs"), (["mute", "loud"], "on, off or toggle"), (["volume", "3"], "there is no 'volume'; there are: mute"), (["talker", "x"], "1 or 2"),
         (["talker", "3"], "talker must be 1 or 2"), (["strength", "nan"], "strength_db must be a number"), (["strength", "-1"], "0 dB"),
-        (["strength", "alone"], "usual"), (["voice-strength", "2"], "voice_strength must be"), (["task", "extract"], "cannot be chosen here; there are: restore"),
-        (["task", "a\nb"], "must be text"), (["query", "?"], "a few words"), (["query", "rain\x1b[2J"], "must be text"), (["query-gain", "90"], "query_gain_db"),
+        (["strength", "alone"], "usual"), (["voice-strength", "2"], "voice_strength must be"),
+        (["task", "extract"], "cannot be chosen here; there are: restore"),
+        (["task", "a\nb"], "must be text"), (["query", "?"], "a few words"), (["query", "rain\x1b[2J"], "must be text"),
+        (["query-gain", "90"], "query_gain_db"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(runtime: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
@@ -153,7 +155,7 @@ def test_what_a_dead_process_left_is_taken_away(runtime: Path, capsys: pytest.Ca
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(str(runtime / "voicewire-5.sock"))
         s.listen()
-    assert run("mute", "on") == 2 and "no voicewire live runs" in capsys.readouterr().err or run("mute", "on") == 2
+    assert run("mute", "on") == 2 and "no voicewire live runs" in capsys.readouterr().err
     assert not (runtime / "voicewire-5.sock").exists()
 
 
@@ -320,14 +322,15 @@ def edges(y: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["pulseaudio", "pipewire"])
 def test_mute_from_outside_as_another_program_hears_it(kind: str, tmp_path: Path) -> None:
-    with server(kind) as sound, LiveCommand(sound, "--in", "mic", "--out", "virtual", "--strength", "0", "--period-ms", "5") as live:
+    with server(kind) as sound, LiveCommand(sound, "--in", "mic", "--out", "virtual", "--strength", "0", "--cushion-ms", "40") as live:
         with recording(sound, tmp_path / "heard.raw"), tone(sound, tmp_path / "tone.wav"):
             time.sleep(3.5)
             for _ in range(3):
                 for said in ("on", "off"):
                     done = steer(sound, "mute", "toggle")
                     assert done.returncode == 0 and done.stdout == f"mute {said}\n", done.stderr
-                    assert live.until("event")["event"]["cause"] == f"mute {said}", "it is in --json"
+                    while live.until("event")["event"]["cause"] != f"mute {said}":
+                        pass  # gaps of a busy machine
                     time.sleep(0.8)
         assert live.until("status")["status"]["mute"] is False
         assert live.end() == 0
@@ -343,7 +346,8 @@ def test_mute_from_outside_as_another_program_hears_it(kind: str, tmp_path: Path
 def test_two_at_once_and_the_service_are_steered(tmp_path: Path) -> None:
     with server("pipewire") as sound:
         env = sound.env | {"PYTHONPATH": ".links"}
-        command = shlex.split(next(line for line in service.text(["--out", "virtual"]).splitlines() if line.startswith("ExecStart=")).removeprefix("ExecStart="))
+        start = next(line for line in service.text(["--out", "virtual"]).splitlines() if line.startswith("ExecStart="))
+        command = shlex.split(start.removeprefix("ExecStart="))
         assert "--quiet" in command
         quiet = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
@@ -369,12 +373,16 @@ def test_two_at_once_and_the_service_are_steered(tmp_path: Path) -> None:
             quiet.wait()
 
 
-def test_what_was_set_outlives_an_audio_process_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    with server("pulseaudio") as sound:
-        for key, value in sound.env.items():
-            monkeypatch.setenv(key, value)
-        with Live(LiveSettings("mic", "virtual")) as live, Remote(live):
-            assert run("mute", "on") == 0
-            os.kill(live.opened["pid"], signal.SIGKILL)
-            assert any(s["mute"] for s in live.statuses(20) if live.restarts == 1)
-            assert live.chosen["mute"]
+def test_what_is_set_while_the_audio_process_dies_holds_in_the_next() -> None:
+    with server("pulseaudio") as sound, LiveCommand(sound, "--in", "mic", "--out", "virtual") as live:
+        path = Path(sound.env["XDG_RUNTIME_DIR"]) / f"voicewire-{live.process.pid}.sock"
+        first = live.lines[0]["opened"]["pid"]
+        os.kill(first, signal.SIGSTOP)
+        os.kill(first, signal.SIGKILL)
+        for _ in range(50):  # into a pipe that nobody reads any more
+            assert ask(path, b'{"toggle": "mute"}\n')["status"]["mute"] in (True, False)
+        assert ask(path, b'{"set": {"mute": true, "strength_db": 7}}\n')["status"]["mute"]
+        assert live.until("opened")["opened"]["pid"] != first
+        status = live.until("status")["status"]
+        assert status["mute"] and status["strength_db"] == 7
+        assert live.end() == 0

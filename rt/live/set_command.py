@@ -156,8 +156,10 @@ def text(status: dict[str, Any]) -> str:
 def run(a: argparse.Namespace) -> int:
     """ValueError with one line, OSError."""
     what = request(a.settings)
-    status = send(choose(a.to), what)
-    if status is None:
+    for _ in range(3):
+        if status := send(choose(a.to), what):
+            break  # else its process has died, and its socket is gone: is there another?
+    else:
         raise Unreachable("voicewire live has just ended")
     if a.json:
         print(json.dumps(status))
