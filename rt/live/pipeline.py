@@ -29,7 +29,7 @@ _WARM_S = 2.0  # while devices start they report all kinds of things
 
 @dataclass(frozen=True)
 class Event:
-    """kind: device_overflow, device_underflow, starved, dropped, late_step, lost, opened, query_refused, not_recorded. at_s: Unix time. ms: how much audio."""
+    """kind: device_overflow, device_underflow, starved, dropped, late_step, lost, moved, opened, query_refused, not_recorded. at_s: Unix time. ms: of audio."""
 
     at_s: float
     kind: str

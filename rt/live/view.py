@@ -81,7 +81,7 @@ class Screen:
         total = sum(max(0.0, v) for v in d.values())
         grid.add_row("delay", f"{total:5.1f} ms = in {d['device_in']:.0f} + model {d['model']:.0f} + ring {d['ring']:.0f} + out {d['device_out']:.0f}")
         grid.add_row("step", f"{s['step_ms']:5.2f} ms of 20, worst {s['step_max_ms']:.2f}   clocks {s['drift_ppm']:+.0f} ppm")
-        faults = {k: v for k, v in s["counts"].items() if k not in ("opened", "lost", "query_refused", "not_recorded")}
+        faults = {k: v for k, v in s["counts"].items() if k not in ("opened", "lost", "moved", "query_refused", "not_recorded")}
         grid.add_row("gaps", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(faults.items())) or "none")
         lines: list[RenderableType] = [head, grid]
         lines += [Text(e, "yellow") for e in self.events]
