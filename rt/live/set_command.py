@@ -171,7 +171,8 @@ def run(a: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    p = Parser(prog="voicewire set", description=HELP)
+    # (a formatter that does not know its width imports shutil, which takes a fifth of the whole)
+    p = Parser(prog="voicewire set", description=HELP, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100))
     add_options(p)
     try:
         return run(p.parse_args(argv))
