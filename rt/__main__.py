@@ -1,3 +1,17 @@
-from .cli import main
+"""Where `voicewire` begins. `set` is bound to keys and must be quick, so nothing that it does not need is imported for it."""
 
-raise SystemExit(main())
+import sys
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["set"]:
+        from .live import set_command
+
+        return set_command.main(sys.argv[2:])
+    from . import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

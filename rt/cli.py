@@ -9,22 +9,17 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from voicewire.engines.engine import EngineError
 
 from . import codec_command, enroll, file_command, pipe
 from .live import commands as live_commands
+from .live import set_command
 from .live.backend import DeviceError
+from .parser import Parser
 from .relay.command import add_commands as add_relay
 
 MOST = 1e9  # of anything that is asked for by a number
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # one line instead of usage and a line
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
 
 
 def _positive(text: str) -> float:
@@ -66,9 +61,9 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = _Parser(prog="voicewire", description="Real-time speech processing: noisy speech in, clean speech out, 30 ms later.")
+    p = Parser(prog="voicewire", description="Real-time speech processing: noisy speech in, clean speech out, 30 ms later.")
     p.add_argument("--version", action=_Version, nargs=0, help="which this is")
-    sub = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    sub = p.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     file_command.add(sub, _positive, _strength)
     pipe.add(sub, _strength)
@@ -83,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     d.add_argument("--out", type=Path, default=Path("demo-out"))
 
     live_commands.add(sub, _positive, _strength)
+    set_command.add_options(sub.add_parser("set", help=set_command.HELP))
 
     b = sub.add_parser("bench", help="measure step time, real-time factor and memory here")
     b.add_argument("--engine", default="onnx", help="onnx (default), torch; auto, tensorrt, torch-cuda: every way to step on a GPU, side by side")
@@ -108,6 +104,8 @@ def _run(a: argparse.Namespace) -> int:
         return file_command.run(a)
     if a.command == "pipe":
         return pipe.run(a)
+    if a.command == "set":  # (`__main__` takes a shorter way)
+        return set_command.run(a)
     if a.command == "codec":
         return codec_command.run(a)
     if a.command in ("serve", "cluster", "send"):

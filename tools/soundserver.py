@@ -198,6 +198,7 @@ class ClockedMicrophone:
 
     def _feed(self) -> None:
         try_realtime()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})  # a command run in this process may have it end the process
         pipe = os.open(self._pipe, os.O_WRONLY)
         rate, began, sent = self.RATE * (1 + 1e-6 * self.ppm), time.monotonic(), 0
         with contextlib.suppress(BrokenPipeError):

@@ -84,8 +84,12 @@ class Live:
     def __init__(self, settings: LiveSettings) -> None:
         self.settings = settings
         self.opened: dict[str, Any] = {}
-        self.restarts = 0
+        self.status: dict[str, Any] = {}  # the newest, and what is waited for, "" for nothing
+        self.waiting = ""
+        self.restarts = self.refusals = 0  # refusals: of queries, by the audio process; refused: why the last one
+        self.refused = ""
         self._reports: queue.Queue[dict[str, Any]] = queue.Queue(1000)
+        self._lock = threading.Lock()  # whoever changes something: the owner, its keys, other programs (`remote`)
         self._set: dict[str, Any] = {}
         self._query = settings.query
         self._separates = settings.task == "separate" or settings.talker is not None
@@ -100,14 +104,15 @@ class Live:
         self.opened = first["opened"]
 
     def _start(self, *, patient: bool) -> None:
-        # -P and -c, not -m: no module is imported twice, and nothing in the working directory is
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from voicewire.rt.live.process import main; raise SystemExit(main())"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-        )  # fmt: skip
-        self._send({"settings": asdict(self.settings), "patient": patient})
-        if self._set:
-            self._send({"set": self._set})
+        with self._lock:  # the settings first
+            # -P and -c, not -m: no module is imported twice, and nothing in the working directory is
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from voicewire.rt.live.process import main; raise SystemExit(main())"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            )  # fmt: skip
+            self._send({"settings": asdict(self.settings), "patient": patient})
+            if self._set:
+                self._send({"set": self._set})
         threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -121,9 +126,29 @@ class Live:
         for line in process.stdout:
             self._heard_at = time.monotonic()
             with contextlib.suppress(ValueError):
-                self._put(json.loads(line))
+                report = json.loads(line)
+                self._hear(report)
+                self._put(report)
         if process is not self._retired and not self._ended:
             self._put({"died": process.wait()})
+
+    def _hear(self, report: dict[str, Any]) -> None:
+        if "status" in report:
+            self.status, self.waiting = report["status"], ""
+        elif "waiting" in report:
+            self.waiting = report["waiting"]
+        elif report.get("event", {}).get("kind") == "query_refused":
+            with self._lock:  # back to the words before, if there were any
+                self._query = self._set["query"] = self.status["query"] if self.status else self.settings.query
+                if self._query is None and self._set.get("task") == "query":
+                    del self._set["task"]
+                if self._query is None:
+                    del self._set["query"]
+                self.refused, self.refusals = report["event"]["cause"], self.refusals + 1
+
+    def tell(self, kind: str, cause: str) -> None:
+        """An event of the owner's, among the reports of the audio process."""
+        self._put({"event": {"at_s": time.time(), "kind": kind, "ms": 0.0, "cause": cause}})
 
     def _put(self, report: dict[str, Any]) -> None:
         while True:
@@ -193,21 +218,44 @@ class Live:
         check_strength(levels.get("strength_db"))
         check_talker(talker)
         if query is not None:
-            self._query = check(query)
-        if task is not None and task not in self.tasks:
-            raise ValueError(f"the task '{task}' cannot be chosen here; there are: {', '.join(self.tasks)}")
+            check(query)
+        tasks = self._tasks(query or self._query)
+        if task is not None and task not in tasks:
+            raise ValueError(f"the task '{task}' cannot be chosen here; there are: {', '.join(tasks)}")
         given = (("bypass", bypass), ("mute", mute), ("query", query), ("talker", talker), ("task", task))
-        change = {k: v for k, v in given if v is not None} | levels
+        with self._lock:
+            self._query = query or self._query
+            self._change({k: v for k, v in given if v is not None} | levels)
+
+    def toggle(self, name: str) -> None:
+        """Turn "bypass" or "mute" over."""
+        if name not in ("bypass", "mute"):
+            raise ValueError(f"'{name}' is nothing to toggle; there are: bypass, mute")
+        with self._lock:
+            self._change({name: not self._set.get(name, False)})
+
+    def _change(self, change: dict[str, Any]) -> None:
         self._set |= change
         self._send({"set": change})
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What holds now, by the names of `set`: what it was begun with, and what was set since."""
+        s = self.settings
+        began = {name: getattr(s, name) for name in ("task", "strength_db", "query", "query_gain_db", "voice_strength")}
+        with self._lock:
+            return {"bypass": False, "mute": False, "talker": s.talker or (1 if self._separates else None)} | began | self._set
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """What `set` can choose. Where it was begun with convert, that alone; else extract where a talker is enrolled, separate where it was begun with,
         query where words were given."""
+        return self._tasks(self._query)
+
+    def _tasks(self, query: str | None) -> tuple[str, ...]:
         if self.settings.task == "convert":
             return ("convert",)
-        known = {"extract": self.settings.enroll, "separate": self._separates, "query": self._query}
+        known = {"extract": self.settings.enroll, "separate": self._separates, "query": query}
         return ("restore", *(task for task, there in known.items() if there))
 
     def close(self) -> None:

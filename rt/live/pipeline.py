@@ -24,12 +24,13 @@ F32 = NDArray[np.float32]
 
 _SILENCE = 1e-4  # -80 dBFS: no microphone that is on is that quiet
 _SUSPEND_S = 1.0
+_FADE_S = 0.01  # into and out of mute
 _WARM_S = 2.0  # while devices start they report all kinds of things
 
 
 @dataclass(frozen=True)
 class Event:
-    """kind: device_overflow, device_underflow, starved, dropped, late_step, lost, opened, query_refused, not_recorded. at_s: Unix time. ms: how much audio."""
+    """kind: device_overflow, device_underflow, starved, dropped, late_step, lost, moved, opened, query_refused, not_recorded. at_s: Unix time. ms: of audio."""
 
     at_s: float
     kind: str
@@ -196,6 +197,7 @@ class Pipeline:
         slept, self.suspended = self.suspended, c.listeners == 0 or self._quiet > _SUSPEND_S * self.stream.rate
         if self.suspended:
             y = np.zeros(len(x), np.float32)
+            self._gain = 0.0 if c.mute else 1.0  # nobody hears it change
             self.meter.add(x, y, None)
             return y
         if slept:
@@ -218,8 +220,9 @@ class Pipeline:
                 self.log.add("late_step", 1e3 * step_s)
         gain = 0.0 if c.mute else 1.0
         if gain != self._gain or gain == 0.0:
-            y = y * np.linspace(self._gain, gain, len(y), dtype=np.float32)
-            self._gain = gain
+            step = (1.0 if gain > self._gain else -1.0) / (_FADE_S * self.stream.rate)
+            ramp = np.clip(self._gain + step * np.arange(1, len(y) + 1, dtype=np.float32), 0.0, 1.0)
+            y, self._gain = y * ramp, float(ramp[-1])
         self.meter.add(x, y, step_s if stepped else None)
         return y
 

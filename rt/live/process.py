@@ -32,6 +32,7 @@ from .record import Recorder
 
 _REPORT_S = 0.1
 _RETRY_S = 0.25
+_SETTLE_S = 0.3  # a headset that is plugged in may become the default more than once
 _LOYAL = 8  # refusals by a server that is there, before another back end is tried
 
 
@@ -66,6 +67,8 @@ class AudioProcess:
         self._opening = 0  # counts attempts, so that what belongs to an older one knows
         self._session_names: tuple[str, str] | None = None
         self._backend: str | None = None
+        self._defaults = self._followed = ("", "")  # the system's input and output, as it says, and when they were last followed
+        self._defaults_at = 0.0
 
     # -- devices ---------------------------------------------------------------------------------------------------------
     def _wanted(self, backend: str) -> Wanted:
@@ -105,6 +108,22 @@ class AudioProcess:
 
     def _listeners(self, n: int) -> None:
         self.controls.listeners = n
+
+    def _watch_defaults(self, opening: int) -> None:
+        with contextlib.suppress(DeviceError):
+            virtual.watch_defaults(self._default, lambda: self._ended or opening != self._opening)
+
+    def _default(self, source: str, sink: str) -> None:
+        if (source, sink) != self._defaults:
+            self._defaults, self._defaults_at = (source, sink), time.monotonic()
+
+    def _elsewhere(self, session: Session) -> str:
+        """The device that became the default of an end for which nobody asked for another, and is not in use yet; "" if there is none. Not one of ours, nor
+        what a loudspeaker plays."""
+        if self._defaults == self._followed or time.monotonic() - self._defaults_at < _SETTLE_S:
+            return ""
+        ends = zip((self.settings["device_in"], self.settings["device_out"]), (session.name_in, session.name_out), self._defaults, strict=True)
+        return next((d for asked, here, d in ends if asked is None and d not in ("", here) and not d.startswith("voicewire") and ".monitor" not in d), "")
 
     def _ready(self, rate_in: int, channels_in: int, rate_out: int, channels_out: int) -> Calls:
         if self.stream is None or self.stream.rate != rate_in:
@@ -155,6 +174,8 @@ class AudioProcess:
         assert self.stream
         if backend.name == "pulse":
             virtual.from_now(s.name_in, s.name_out)
+        if backend.name in ("jack", "pulse") and None in (self.settings["device_in"], self.settings["device_out"]):
+            threading.Thread(target=self._watch_defaults, args=(self._opening,), daemon=True).start()
         self._session_names, self._backend = (s.name_in, s.name_out), backend.name
         say(
             opened={
@@ -189,7 +210,11 @@ class AudioProcess:
                 self._wake.wait(_REPORT_S)
                 self._wake.clear()
                 if self._lost:
-                    self._reopen()
+                    self._followed = ("", "")
+                    self._reopen("lost", "a device or the sound server went away")
+                elif self._session and (now := self._elsewhere(self._session)):
+                    self._followed = self._defaults
+                    self._reopen("moved", f"the system's choice is now '{now}'")
                 elif self._session:
                     self._report(self._session)
         finally:
@@ -207,8 +232,8 @@ class AudioProcess:
             with contextlib.suppress(DeviceError):
                 virtual.remove(os.getpid())
 
-    def _reopen(self) -> None:
-        self.log.add("lost", cause="a device or the sound server went away")
+    def _reopen(self, kind: str, cause: str) -> None:
+        self.log.add(kind, cause=cause)
         self._close()
         refused = 0
         while not self._ended:

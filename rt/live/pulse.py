@@ -24,6 +24,8 @@ _PCM_FLOAT32LE = 5
 _READY, _FAILED, _TERMINATED = 4, 5, 6  # pa_context_state
 _STREAM_READY, _STREAM_FAILED, _STREAM_TERMINATED = 2, 3, 4
 _INTERPOLATE, _ADJUST, _AUTO_TIMING, _DONT_MOVE, _START_UNMUTED = 0x2, 0x2000, 0x8, 0x200, 0x10000
+# Not moved by the server: once somebody makes our own microphone the default, it would have us listen to ourselves. The process follows the default itself.
+_FLAGS = _ADJUST | _INTERPOLATE | _AUTO_TIMING | _DONT_MOVE
 _ANY = 0xFFFFFFFF
 
 
@@ -216,7 +218,7 @@ class _PulseSession:
         lib.pa_stream_set_overflow_callback(self._record, self._on_over, None)
         block = int(wanted.period_s * self.rate_in) * 4 * self.channels_in
         attr = _Attr(_ANY, _ANY, _ANY, _ANY, block)
-        lib.pa_stream_connect_record(self._record, source.name.encode(), c.byref(attr), _flags(wanted.name_in))
+        lib.pa_stream_connect_record(self._record, source.name.encode(), c.byref(attr), _FLAGS)
 
     def _connect_play(self, sink: Device, wanted: Wanted) -> None:
         lib, self._play = self._lib, self._stream(b"voicewire out", self.rate_out, self.channels_out)
@@ -226,7 +228,7 @@ class _PulseSession:
         # Two and a half blocks, asked for by halves: with two whole ones PulseAudio's null sink underflowed now and then, with four it added 15 ms.
         # No pre-buffering: after an underflow the delay stays what it was.
         attr = _Attr(_ANY, 5 * block // 2, 0, block // 2, _ANY)
-        lib.pa_stream_connect_playback(self._play, sink.name.encode(), c.byref(attr), _flags(wanted.name_out) | _START_UNMUTED, None, None)
+        lib.pa_stream_connect_playback(self._play, sink.name.encode(), c.byref(attr), _FLAGS | _START_UNMUTED, None, None)
 
     # -- callbacks, in libpulse's thread, which holds the lock ------------------------------------------------------------
     def _state(self, *_: Any) -> None:
@@ -284,8 +286,3 @@ class _PulseSession:
             lib.pa_context_unref(self._context)
         lib.pa_threaded_mainloop_stop(self._loop)
         lib.pa_threaded_mainloop_free(self._loop)
-
-
-def _flags(name: str | None) -> int:
-    """A device asked for by name is waited for when it goes; without a name the server may move us to another."""
-    return _ADJUST | _INTERPOLATE | _AUTO_TIMING | (_DONT_MOVE if name is not None else 0)

@@ -45,7 +45,7 @@ def install(arguments: list[str]) -> str:
         if done.returncode:
             why = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
             raise DeviceError(f"{path()} is written, but systemctl --user {command[0]} failed: {why[0]}")
-    return f"{path()} enabled; stop it with: voicewire service remove"
+    return f"{path()} enabled; steer it with: voicewire set; stop it with: voicewire service remove"
 
 
 def remove() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections import deque
@@ -14,9 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from voicewire.rt.lane import USUAL_STRENGTH_DB
+from voicewire.rt.pipe import READER_GONE
 
 from .controller import Live, LiveSettings
 from .keys import Keys
+from .remote import Remote
 
 _HELP = "b bypass   m mute   + − strength   0 usual strength   t task   / query   q quit"
 _STEP_DB = 3.0
@@ -40,6 +44,7 @@ class Screen:
         self.waiting = self.note = ""
         self.typed: str | None = None  # the query that is being typed
         self._taken = 0.0
+        self._set = False  # the newest event is a change from outside
 
     def take(self, report: dict[str, Any]) -> None:
         if "status" in report:
@@ -50,6 +55,9 @@ class Screen:
         elif "waiting" in report:
             self.waiting = report["waiting"]
         elif "event" in report:
+            if self._set and report["event"]["kind"] == "set":
+                self.events.pop()  # a key held and let go again and again must not push out what matters
+            self._set = report["event"]["kind"] == "set"
             self.events.append(describe(report["event"]))
 
     def picture(self) -> RenderableType:
@@ -73,7 +81,7 @@ class Screen:
         total = sum(max(0.0, v) for v in d.values())
         grid.add_row("delay", f"{total:5.1f} ms = in {d['device_in']:.0f} + model {d['model']:.0f} + ring {d['ring']:.0f} + out {d['device_out']:.0f}")
         grid.add_row("step", f"{s['step_ms']:5.2f} ms of 20, worst {s['step_max_ms']:.2f}   clocks {s['drift_ppm']:+.0f} ppm")
-        faults = {k: v for k, v in s["counts"].items() if k not in ("opened", "lost", "query_refused", "not_recorded")}
+        faults = {k: v for k, v in s["counts"].items() if k not in ("opened", "lost", "moved", "query_refused", "not_recorded")}
         grid.add_row("gaps", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(faults.items())) or "none")
         lines: list[RenderableType] = [head, grid]
         lines += [Text(e, "yellow") for e in self.events]
@@ -154,7 +162,9 @@ def describe(event: dict[str, Any]) -> str:
 
 def run(console: Console, settings: LiveSettings, *, seconds: float | None, quiet: bool, as_json: bool) -> None:
     """Live until q, Ctrl-C or for `seconds`. DeviceError when it cannot begin."""
-    with Live(settings) as live:
+    if hasattr(signal, "SIGPIPE"):  # an audio process that dies, or a program that asked something and left, must not take this one along
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    with Live(settings) as live, Remote(live):
         screen = Screen(live)
         try:
             if as_json:
@@ -168,6 +178,9 @@ def run(console: Console, settings: LiveSettings, *, seconds: float | None, quie
                 _shown(console, live, screen, seconds)
         except KeyboardInterrupt:
             pass
+        except BrokenPipeError:  # whoever read what is printed has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(READER_GONE) from None
     counts = {k: v for k, v in screen.status.get("counts", {}).items() if v}
     if not quiet and not as_json:
         faults = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(counts.items())) or "no gaps"
@@ -192,6 +205,8 @@ def _plain(live: Live, screen: Screen, seconds: float | None, as_json: bool, qui
                 print(f"voicewire: waiting: {report['waiting']}", file=sys.stderr, flush=True)
         elif "event" in report and not quiet:
             print(describe(report["event"]), flush=True)
+        elif "event" in report and report["event"]["kind"] == "not_steerable":
+            print(f"voicewire: {report['event']['cause']}", file=sys.stderr, flush=True)
 
 
 def _shown(console: Console, live: Live, screen: Screen, seconds: float | None) -> None:

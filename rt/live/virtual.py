@@ -189,6 +189,17 @@ def watch_listeners(tell: Callable[[int], None], ended: Callable[[], bool]) -> N
             pulse.event_listen(timeout=1.0)
 
 
+def watch_defaults(tell: Callable[[str, str], None], ended: Callable[[], bool]) -> None:
+    """Tell the names of the default source and sink, now and about once a second or when they change; returns when `ended` or the server goes."""
+    with control("defaults") as pulse:
+        pulse.event_mask_set("server")
+        pulse.event_callback_set(lambda _: _stop_listening())
+        while not ended():
+            info = pulse.server_info()
+            tell(info.default_source_name or "", info.default_sink_name or "")
+            pulse.event_listen(timeout=1.0)
+
+
 def _stop_listening() -> None:
     import pulsectl
 
