@@ -236,7 +236,7 @@ class FakeLive:
 
 STATUS = {
     "in_db": -20.0, "out_db": -26.0, "in_peak": 0.2, "out_peak": 0.1, "step_ms": 3.0, "step_max_ms": 4.0, "drift_ppm": 12.0, "cushion_ms": 10.0,
-    "delay_ms": {"device_in": 5.0, "model": 30.0, "ring": 18.0, "device_out": 10.0}, "suspended": False, "listeners": 1,
+    "delay_ms": {"device_in": 5.0, "model": 30.0, "ring": 18.0, "device_out": 10.0}, "suspended": False, "speaking": False, "listeners": 1,
     "counts": {"starved": 2}, "frames": 50, "bypass": False, "mute": False, "strength_db": None, "task": "restore",
 }  # fmt: skip
 

@@ -49,7 +49,7 @@ class Screen:
                 self._taken += 0.1 * (s["in_db"] - s["out_db"] - self._taken)
         elif "waiting" in report:
             self.waiting = report["waiting"]
-        elif "event" in report:
+        elif "event" in report and not report["event"]["kind"].startswith("speech"):
             self.events.append(describe(report["event"]))
 
     def picture(self) -> RenderableType:
@@ -62,7 +62,7 @@ class Screen:
             return Group(head, Text("starting", "dim"))
         grid = Table.grid(padding=(0, 2))
         grid.add_row("in", _bar(s["in_db"]))
-        grid.add_row("out", _bar(s["out_db"]))
+        grid.add_row("out", _bar(s["out_db"]) + Text("   ● speech" if s["speaking"] else "", "green"))
         state = self._state()
         if s["task"] == "convert":
             grid.add_row("other voice", f"{s['voice_strength']:5.0%} of the way{'   ' + state if state else ''}")
@@ -190,7 +190,7 @@ def _plain(live: Live, screen: Screen, seconds: float | None, as_json: bool, qui
             if time.monotonic() - told > 5.0:
                 told = time.monotonic()
                 print(f"voicewire: waiting: {report['waiting']}", file=sys.stderr, flush=True)
-        elif "event" in report and not quiet:
+        elif "event" in report and not quiet and not report["event"]["kind"].startswith("speech"):
             print(describe(report["event"]), flush=True)
 
 
