@@ -255,6 +255,11 @@ def test_the_terminal_view_shows_levels_delay_and_causes() -> None:
     text = shown(screen)
     for part in ("-20.0 dB", "-26.0 dB", "63.0 ms", "model 30", "starved 2", "a step of the model took 25 ms", "at most 26 dB"):
         assert part in text, part
+    assert "speech" not in text
+    screen.take({"event": {"at_s": 0.0, "kind": "speech", "ms": 0.0, "cause": ""}})
+    assert "speech" not in shown(screen), "no line among the faults"
+    screen.take({"status": STATUS | {"speaking": True}})
+    assert "● speech" in shown(screen)
     screen.take({"status": STATUS | {"suspended": True, "listeners": 0}})
     assert "nobody records" in shown(screen)
     screen.take({"waiting": "no input device 'USB'"})

@@ -283,7 +283,7 @@ def test_a_moved_stream_is_told_the_same(engine: Engine, talk: np.ndarray, tmp_p
 
 
 def test_the_client_counts_in_what_it_gave(wire: Running) -> None:
-    """After `clear` and after a broken connection."""
+    """Also after `clear`."""
     tone = (8000 * np.sin(np.arange(320 * 20) * 0.3)).astype(np.int16)
 
     async def go() -> None:
@@ -312,6 +312,34 @@ def test_the_client_counts_in_what_it_gave(wire: Running) -> None:
             assert first["on"] and second["sample"] == first["sample"] + len(tone)
 
     asyncio.run(asyncio.wait_for(go(), 30))
+    assert wait_for(lambda: wire.used == 0)
+
+
+def test_the_client_counts_on_after_a_broken_connection(wire: Running) -> None:
+    """A tone after 2.5 s of nothing, in the midst of which the connection breaks: it begins where it is heard."""
+    x = np.concatenate([np.zeros(40000, np.int16), (8000 * np.sin(np.arange(8000) * 0.3)).astype(np.int16)])
+
+    async def go() -> tuple[Client, np.ndarray]:
+        async with Client(wire.url, 16000, live=False, speech=True) as client:
+
+            async def feed() -> None:
+                for k, block in enumerate(np.split(x, 150)):
+                    if k == 70:
+                        client._socket.transport.abort()
+                    await client.send(block)
+                await client.stop()
+
+            feeding, heard = asyncio.create_task(feed()), []
+            while (y := await client.receive()) is not None:
+                heard.append(y[:, 0])
+            await feeding
+            return client, np.concatenate(heard)
+
+    client, y = asyncio.run(asyncio.wait_for(go(), 30))
+    (said,) = [e for e in client.events if e["event"] == "speech"]
+    begins = int((np.abs(y) > 1000).argmax())
+    assert client.reconnects == 1 and len(y) == len(x) + client.latency_samples and begins >= 40000
+    assert said["on"] and client.speaking and abs(said["sample"] - begins) <= 640
     assert wait_for(lambda: wire.used == 0)
 
 

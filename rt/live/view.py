@@ -62,7 +62,7 @@ class Screen:
             return Group(head, Text("starting", "dim"))
         grid = Table.grid(padding=(0, 2))
         grid.add_row("in", _bar(s["in_db"]))
-        grid.add_row("out", _bar(s["out_db"]) + Text("   ● speech" if s["speaking"] else "", "green"))
+        grid.add_row("out", _bar(s["out_db"]) + Text("   ● speech" if s.get("speaking") else "", "green"))
         state = self._state()
         if s["task"] == "convert":
             grid.add_row("other voice", f"{s['voice_strength']:5.0%} of the way{'   ' + state if state else ''}")
