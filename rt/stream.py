@@ -193,8 +193,10 @@ class Stream:
             self._state = {k: fresh[k] if k in PINNED else v.copy() for k, v in self._state.items()}  # the engine may give its rows to others
 
     def hush(self) -> None:
-        """What is inside, and has not come out, becomes silence; the model goes on remembering."""
+        """What is inside, and has not come out, becomes silence; the model goes on remembering. Nobody speaks any more."""
         with self._lock:
+            before, self._speech = self._speech, tuple(heard._replace(run=0, on=False) for heard in self._speech)
+            self._tell(before)
             self._lane.incoming, self._lane.outgoing = np.zeros_like(self._lane.incoming), np.zeros_like(self._lane.outgoing)
             self._tail, self._overlap = np.zeros_like(self._tail), np.zeros_like(self._overlap)
 
@@ -278,6 +280,9 @@ class Stream:
     def _hear(self, spec: F32, speech: F32) -> None:
         before = self._speech
         self._speech = tuple(step_speech(energies_of(spec[i], speech[i]), heard, self.task) for i, heard in enumerate(before))
+        self._tell(before)
+
+    def _tell(self, before: tuple[Heard, ...]) -> None:
         if self._turns is not None:
             found = map(turn, range(self._slots), before, self._speech, repeat(self.frame_samples))
             self._turns += [each for each in found if each]

@@ -136,8 +136,20 @@ def test_speaking_goes_with_the_output(engine: Engine, talk: np.ndarray) -> None
         if len(found) > before:
             assert stream.speaking is found[-1].on is stream.speaking_in[0]
             assert found[-1].sample <= at + 320, "told before it came out"
+    assert any(t.on for t in found)
     stream.reset()
     assert not stream.speaking
+
+
+def test_after_a_pause_nobody_speaks(engine: Engine, talk: np.ndarray) -> None:
+    stream = Stream(16000, engine=engine)
+    found = stream.time_speech()
+    for at in range(0, len(talk), 320):
+        stream.process(talk[at : at + 320])
+        if stream.speaking:
+            break
+    stream.hush()
+    assert not stream.speaking and [t.on for t in found] == [True, False]
 
 
 def test_channels_by_themselves(engine: Engine, talk: np.ndarray) -> None:

@@ -39,6 +39,7 @@ from .mixer import Mixer, Rng
 
 FRAME = RATE // 50
 RANGE_DB, QUIET_DB, GAP_FRAMES, BURST_FRAMES = 30.0, -75.0, 10, 2
+BEST = 40  # of a sweep's rows are shown
 LEAD_S, APART_FRAMES, LATE_FRAMES = 1.0, 15, 50
 Bools = np.ndarray  # a frame each
 
@@ -245,7 +246,8 @@ def main() -> int:
                 found[name].append((t, label))
     scores: dict[str, Any] = {name: score(pairs, alone.get(name, [])) for name, pairs in found.items()}
     if a.sweep:
-        scores = dict(sorted(scores.items(), key=lambda item: -item[1]["balanced"]))
+        ranked = sorted(scores.items(), key=lambda item: -item[1]["balanced"])
+        scores = {name: s for i, (name, s) in enumerate(ranked) if i < BEST or name in ("voicewire, live", "voicewire, spans")}
     speech, silent_s = np.concatenate([label for _, label in next(iter(found.values()))]), sum(map(len, next(iter(alone.values()), []))) / 50
     print(f"{len(speech) / 50:.0f} s, {speech.mean():.0%} of it speech; {silent_s:.0f} s of noise alone\n\n{table(scores)}")
     if a.json:
