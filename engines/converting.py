@@ -78,7 +78,8 @@ class ConvertingSlots:
         self._slots = (open_pcm_slots(engine.main, capacity), converters)
         self._at = np.zeros(capacity, np.intp)  # MAIN or CONVERTER
         self._shape = [(0, False)] * capacity  # hop, whole
-        self.max_batch = self._slots[MAIN].max_batch
+        self._watched: set[int] = set()
+        self.max_batch, self.can_watch = self._slots[MAIN].max_batch, self._slots[MAIN].can_watch
 
     def prepare(self, slots: int) -> None:
         for each in self._slots:
@@ -86,6 +87,7 @@ class ConvertingSlots:
 
     def attach(self, row: int, hop: int, task: str = "restore", luggage: Luggage | None = None, whole: bool = False) -> None:
         self._shape[row] = (hop, whole)
+        self._watched.discard(row)
         self._at[row] = CONVERTER if (luggage and is_converters(luggage.state)) or task == "convert" else MAIN
         self._slots[self._at[row]].attach(row, hop, task, luggage, whole)
 
@@ -94,8 +96,17 @@ class ConvertingSlots:
             self._slots[self._at[row]].pin(row, pinned)
             return
         state, tail, overlap = self.export(row)
-        hop, whole = self._shape[row]
+        (hop, whole), watched = self._shape[row], row in self._watched
         self.attach(row, hop, luggage=Luggage(turned(self._engine, state, pinned), tail, overlap), whole=whole)
+        if watched:
+            self.watch(row)
+
+    def watch(self, row: int) -> None:
+        self._slots[self._at[row]].watch(row)
+        self._watched.add(row)
+
+    def heard(self, row: int) -> tuple[float, float]:
+        return self._slots[self._at[row]].heard(row)
 
     def step(self, rows: Rows, frames: Sequence[Samples], dry: F32) -> list[Samples]:
         at = self._at[rows]

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .config import HOPS_PER_FRAME
+from .energies import energies_of
 from .engine import F32, Engine, State
 from .samples import Samples, to_float, to_int16
 from .slots import Rows, Slots, open_slots, span
@@ -34,6 +35,7 @@ class PcmSlots(Protocol):
     """`capacity` streams, one a row. One thread attaches, pins and steps; `export` may be called from another for a row that is not stepping."""
 
     max_batch: int  # rows a step that still make a row cheaper
+    can_watch: bool  # what `watch` asks for can be had
 
     def prepare(self, slots: int) -> None:
         """Get everything ready that up to `slots` rows need, before the first stream comes."""
@@ -43,6 +45,12 @@ class PcmSlots(Protocol):
 
     def pin(self, row: int, pinned: State) -> None:
         """The row is asked for something else from its next frame on, and forgets nothing. pinned: the states `engine.PINNED`, [1, ...] each."""
+
+    def watch(self, row: int) -> None:
+        """From the row's next frame on, until it is attached again, keep what `energies` says of its newest frame."""
+
+    def heard(self, row: int) -> tuple[float, float]:
+        """The same, of a row that is watched and has been stepped."""
 
     def step(self, rows: Rows, frames: Sequence[Samples], dry: F32) -> list[Samples]:
         """rows: [n] ascending; frames: [2 hop] each, int16 or float32 of full scale 1.0; dry: [n], the share of the input to keep (`stft.finish`) →
@@ -74,8 +82,10 @@ class Edges:
     def __init__(self, capacity: int) -> None:
         self.hop, self.whole = np.zeros(capacity, np.int32), np.zeros(capacity, np.bool_)
         self.tail, self.overlap = np.zeros((capacity, MAX_HOP), np.float32), np.zeros((capacity, MAX_HOP), np.float32)
+        self.heard: dict[int, tuple[float, float]] = {}  # of the rows that are watched
 
     def attach(self, row: int, hop: int, luggage: Luggage | None, whole: bool) -> None:
+        self.heard.pop(row, None)
         self.hop[row], self.whole[row] = hop, whole
         self.tail[row, :hop], self.overlap[row, :hop] = (luggage.tail[0], luggage.overlap[0]) if luggage else (0.0, 0.0)
 
@@ -102,14 +112,23 @@ class Edges:
         out: list[Samples] = list(frames)
         for at, group in zip(places, groups, strict=True):
             hop, of = self.hop[rows[group[0]]], slice(None) if alone else group
+            if self.heard:
+                self._hear(rows, group, x[of], speech[of])
             y, self.overlap[at, :hop] = finish(self.overlap[at, :hop], x[of], speech[of], dry[of])
             for i, frame in zip(group, to_int16(y) if self.whole[rows[group[0]]] else y, strict=True):
                 out[i] = frame
         return out
 
+    def _hear(self, rows: Rows, group: Sequence[int], x: F32, speech: F32) -> None:
+        for k, row in enumerate(rows[group].tolist()):
+            if row in self.heard:
+                self.heard[row] = energies_of(x[k], speech[k])
+
 
 class HostPcmSlots:
     """The edges in NumPy, around slots that take spectra."""
+
+    can_watch = True
 
     def __init__(self, slots: Slots, capacity: int) -> None:
         self.slots, self.edges = slots, Edges(capacity)
@@ -124,6 +143,12 @@ class HostPcmSlots:
 
     def pin(self, row: int, pinned: State) -> None:
         self.slots.pin(row, pinned)
+
+    def watch(self, row: int) -> None:
+        self.edges.heard[row] = (0.0, 0.0)
+
+    def heard(self, row: int) -> tuple[float, float]:
+        return self.edges.heard[row]
 
     def step(self, rows: Rows, frames: Sequence[Samples], dry: F32) -> list[Samples]:
         return self.edges.step(self.slots, rows, frames, dry)

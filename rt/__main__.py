@@ -4,13 +4,16 @@ import sys
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["set"]:
-        from .live import set_command
+    try:
+        if sys.argv[1:2] == ["set"]:
+            from .live import set_command
 
-        return set_command.main(sys.argv[2:])
-    from . import cli
+            return set_command.main(sys.argv[2:])
+        from . import cli
 
-    return cli.main()
+        return cli.main()
+    except KeyboardInterrupt:  # while it was still importing
+        return 130
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 from .lane import to_int16
+from .speech import spans
 from .stream import Stream
 
 F32 = NDArray[np.float32]
@@ -39,7 +40,8 @@ class UnknownKindError(InputError):
 
 @dataclass(frozen=True)
 class Report:
-    """What `voicewire file --json` prints. Step times in ms; rtf is CPU time over audio time."""
+    """What `voicewire file --json` prints. Step times in ms; rtf is CPU time over audio time. speech: from when to when somebody speaks in what came out, in s;
+    speech_channels: the same channel by channel, where several are processed by themselves."""
 
     task: str
     engine: str
@@ -53,9 +55,12 @@ class Report:
     channels: int
     samples: int
     repaired_samples: int
+    speech: list[tuple[float, float]]
+    speech_channels: list[list[tuple[float, float]]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        fields = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return fields if self.speech_channels else {k: v for k, v in fields.items() if k != "speech_channels"}
 
 
 def _check_whole(path: Path) -> None:
@@ -275,7 +280,7 @@ class Passage:
         self.stream, self.realtime, self.raw_delay = stream, realtime, raw_delay
         self.samples = self.frames = self.repaired_samples = 0
         self.cpu_s = self._before_s = 0.0
-        self._steps_s = stream.time_steps()
+        self._steps_s, self._turns = stream.time_steps(), stream.time_speech()
 
     def _fed(self, blocks: Iterable[F32]) -> Iterator[F32]:
         started = time.monotonic()
@@ -300,8 +305,13 @@ class Passage:
         p50, p99, p999 = np.percentile(steps_s, [50, 99, 99.9]) * 1e3 if steps_s else (0.0, 0.0, 0.0)
         return Report(
             stream.task, stream.engine.name, stream.latency_ms, self.cpu_s / (self.samples / stream.rate), float(p50), float(p99), float(p999),
-            self.frames, stream.rate, stream.outputs, self.samples, self.repaired_samples,
+            self.frames, stream.rate, stream.outputs, self.samples, self.repaired_samples, self._speech_s(),
+            [self._speech_s(channel) for channel in range(len(stream.speaking_in))] if len(stream.speaking_in) > 1 else None,
         )  # fmt: skip
+
+    def _speech_s(self, channel: int | None = None) -> list[tuple[float, float]]:
+        early, rate = 0 if self.raw_delay else self.stream.latency_samples, self.stream.rate
+        return [(round(a / rate, 3), round(b / rate, 3)) for a, b in spans(self._turns, self.samples, early, channel)]
 
 
 def process(x: F32, stream: Stream) -> tuple[F32, Report]:

@@ -14,6 +14,7 @@ from voicewire.engines.config import HOPS_PER_FRAME
 from voicewire.engines.stft import hop_samples
 
 VERSION = 1
+SPEECH = "speech"  # what is known of who speaks (speech.py), which snapshots of before do not have
 DAMAGED = "this is not a voicewire snapshot, or it is damaged"
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -24,7 +25,7 @@ def kind(weights: str, rate: int, channels: int, task: str, mode: str) -> dict[s
 
 
 def pack(head: dict[str, Any], state: Arrays, edge: Arrays) -> bytes:
-    """head: the kind and counters; state: the engine's, edge: `tail`, `overlap`, `in`, `out`; [rows, ...] each."""
+    """head: the kind and counters; state: the engine's, edge: `tail`, `overlap`, `in`, `out`, and `speech` (see speech.py) if it is kept; [rows, ...] each."""
     arrays = {f"state:{k}": v for k, v in state.items()} | dict(edge)
     arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
     file = io.BytesIO()
@@ -70,4 +71,4 @@ def unpack(data: bytes, mine: dict[str, Any], fresh: Arrays) -> tuple[dict[str, 
         raise ValueError(DAMAGED)
     if waiting >= frame or edge["out"].shape[1] + waiting < frame or not all(np.isfinite(v).all() for v in state.values()):
         raise ValueError(DAMAGED)
-    return head, {k: state[k].copy() for k in fresh}, edge
+    return head, {k: state[k].copy() for k in fresh}, edge | ({SPEECH: arrays[SPEECH]} if SPEECH in arrays else {})

@@ -6,11 +6,13 @@ import threading
 import time
 from array import array
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Literal, cast
 
 import numpy as np
 
 from voicewire.engines.convert_engine import ConvertEngine
+from voicewire.engines.energies import energies_of
 from voicewire.engines.engine import PINNED, Engine, State, open_engine, weights_for
 from voicewire.engines.places import Place, places, share_out
 from voicewire.engines.query import Query
@@ -19,6 +21,8 @@ from voicewire.engines.voiceprint import Voiceprint, taken_by
 
 from .lane import F32, Lane, Samples, check_query_gain, check_strength, check_task, check_voice_strength, dry_share, to_float, to_int16
 from .snapshot import kind, pack, unpack
+from .speech import Heard, Turn, packed, turn, unpacked
+from .speech import step as step_speech
 
 ChannelMode = Literal["mix", "each"]
 
@@ -173,6 +177,8 @@ class Stream:
             self.frames = 0
             self.repaired_samples = 0
             self.step_seconds: array[float] | None = None
+            self._speech = (Heard(),) * self._slots
+            self._turns: list[Turn] | None = None
 
     def ask(self, task: str, voice: Voiceprint | None = None) -> None:
         """Another task, talker or sound, from the next frame on. What was heard is not forgotten; the overlapping windows make the cross-fade.
@@ -187,8 +193,10 @@ class Stream:
             self._state = {k: fresh[k] if k in PINNED else v.copy() for k, v in self._state.items()}  # the engine may give its rows to others
 
     def hush(self) -> None:
-        """What is inside, and has not come out, becomes silence; the model goes on remembering."""
+        """What is inside, and has not come out, becomes silence; the model goes on remembering. Nobody speaks any more."""
         with self._lock:
+            before, self._speech = self._speech, tuple(heard._replace(run=0, on=False) for heard in self._speech)
+            self._tell(before)
             self._lane.incoming, self._lane.outgoing = np.zeros_like(self._lane.incoming), np.zeros_like(self._lane.outgoing)
             self._tail, self._overlap = np.zeros_like(self._tail), np.zeros_like(self._overlap)
 
@@ -197,6 +205,22 @@ class Stream:
         with self._lock:
             self.step_seconds = array("d")
             return self.step_seconds
+
+    @property
+    def speaking(self) -> bool:
+        """Whether somebody speaks in the last frame that was processed, in any channel; see speech.py. False for the tasks query and convert."""
+        return any(self.speaking_in)
+
+    @property
+    def speaking_in(self) -> tuple[bool, ...]:
+        """The same channel by channel, one where channels are mixed."""
+        return tuple(channel.on for channel in self._speech)
+
+    def time_speech(self) -> list[Turn]:
+        """Start collecting where speech begins and ends in the output; returns the list that grows, see `speech.spans`."""
+        with self._lock:
+            self._turns = []
+            return self._turns
 
     def process(self, block: Samples) -> Samples:
         """block: [n] or [n, channels], float32 (full scale 1.0) or int16 → same shape and type ([n, outputs] where every talker has a channel)."""
@@ -243,6 +267,7 @@ class Stream:
         started = time.perf_counter()
         spec, self._tail = analyse(self._tail, frame)
         speech, self._state = self.engine.advance(np.ascontiguousarray(spec[:, :, :-1]), self._state)
+        self._hear(spec, speech)
         if self._everybody:
             speech = share_out(spec, speech)
         dry = np.full(self._slots, dry_share(self._strength_db, self.bypass, self.task, self._query_gain_db), np.float32)
@@ -252,12 +277,23 @@ class Stream:
             self.step_seconds.append(time.perf_counter() - started)
         return y
 
+    def _hear(self, spec: F32, speech: F32) -> None:
+        before = self._speech
+        self._speech = tuple(step_speech(energies_of(spec[i], speech[i]), heard, self.task) for i, heard in enumerate(before))
+        self._tell(before)
+
+    def _tell(self, before: tuple[Heard, ...]) -> None:
+        if self._turns is not None:
+            found = map(turn, range(self._slots), before, self._speech, repeat(self.frame_samples))
+            self._turns += [each for each in found if each]
+
     # -- moving a stream -----------------------------------------------------------------------------------------------
     def snapshot(self) -> bytes:
         """Everything the stream remembers; `restore` on a stream of the same shape continues bit for bit."""
         with self._lock:
             edge = {"tail": self._tail, "overlap": self._overlap, "in": self._lane.incoming, "out": self._lane.outgoing}
-            return pack(self._kind() | {"frames": self.frames, "repaired_samples": self.repaired_samples}, self._state, edge)
+            head = self._kind() | {"frames": self.frames, "repaired_samples": self.repaired_samples}
+            return pack(head, self._state, edge | {"speech": packed(self._speech)})
 
     def _kind(self) -> dict[str, object]:
         return kind(self.engine.weights, self.rate, self.channels, self.task, self.mode)
@@ -265,7 +301,9 @@ class Stream:
     def restore(self, data: bytes) -> None:
         """Continue from a `snapshot`. ValueError if it is damaged or of another kind of stream; the stream is then unchanged."""
         head, state, edge = unpack(data, self._kind(), self._state)
+        heard = unpacked(edge, self._slots, head["frames"])
         with self._lock:
+            self._speech = heard
             self._state, self._tail, self._overlap = state, edge["tail"], edge["overlap"]
             if AMOUNT in state:
                 self._voice_strength = float(state[AMOUNT][0, 0])

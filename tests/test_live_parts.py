@@ -236,7 +236,7 @@ class FakeLive:
 
 STATUS = {
     "in_db": -20.0, "out_db": -26.0, "in_peak": 0.2, "out_peak": 0.1, "step_ms": 3.0, "step_max_ms": 4.0, "drift_ppm": 12.0, "cushion_ms": 10.0,
-    "delay_ms": {"device_in": 5.0, "model": 30.0, "ring": 18.0, "device_out": 10.0}, "suspended": False, "listeners": 1,
+    "delay_ms": {"device_in": 5.0, "model": 30.0, "ring": 18.0, "device_out": 10.0}, "suspended": False, "speaking": False, "listeners": 1,
     "counts": {"starved": 2}, "frames": 50, "bypass": False, "mute": False, "strength_db": None, "task": "restore",
 }  # fmt: skip
 
@@ -255,6 +255,11 @@ def test_the_terminal_view_shows_levels_delay_and_causes() -> None:
     text = shown(screen)
     for part in ("-20.0 dB", "-26.0 dB", "63.0 ms", "model 30", "starved 2", "a step of the model took 25 ms", "at most 26 dB"):
         assert part in text, part
+    assert "speech" not in text
+    screen.take({"event": {"at_s": 0.0, "kind": "speech", "ms": 0.0, "cause": ""}})
+    assert "speech" not in shown(screen), "no line among the faults"
+    screen.take({"status": STATUS | {"speaking": True}})
+    assert "● speech" in shown(screen)
     screen.take({"status": STATUS | {"suspended": True, "listeners": 0}})
     assert "nobody records" in shown(screen)
     screen.take({"waiting": "no input device 'USB'"})

@@ -45,7 +45,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 JSON = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.text(max_size=8), LEAVES, max_size=3)
 FIELDS = st.sampled_from([
     "event", "rate", "format", "channels", "task", "voice", "query", "query_gain_db", "strength_db", "bypass", "header", "live", "resume", "name",
-    "seconds", "voice_strength", "x",
+    "seconds", "voice_strength", "speech", "x",
 ])  # fmt: skip
 VOICES = st.binary(max_size=40).map(pack_voice) | st.sampled_from(["A" * MAX_VOICE, "A" * (MAX_VOICE + 1), "=", "AA"])
 TASKS = ["restore", "extract", "query", "separate", "convert"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine import F32, Engine, State
+from ..engine import F32, Engine, EngineError, State
 from ..pcm_slots import MAX_HOP, Edges, Luggage, alike, stacked
 from ..samples import Samples, to_float
 from ..slots import HostSlots, Rows, span
@@ -26,8 +26,11 @@ class Frames(NamedTuple):
 class DevicePcmSlots(Resident[Frames, list[Samples]]):
     """On a stepper with the ends `PCM`. `step` is `collect(submit(...))`.
 
-    The mirror holds the edges, too. Without one, streams that outlive the device begin afresh, with a hop of fading in.
+    The mirror holds the edges, too. Without one, streams that outlive the device begin afresh, with a hop of fading in. What is speech stays on the device
+    until the input's share is in it, so rows cannot be watched.
     """
+
+    can_watch = False
 
     def __init__(self, stepper: Stepper, cpu: Engine, capacity: int, fallen: Callable[[str], None] = lambda why: None) -> None:
         super().__init__(stepper, cpu, capacity, fallen)
@@ -38,6 +41,12 @@ class DevicePcmSlots(Resident[Frames, list[Samples]]):
             self._settle()
             self._edges.attach(row, hop, luggage, whole)
             self._place(row, task, None if luggage is None else {**luggage.state, "tail": _long(luggage.tail), "overlap": _long(luggage.overlap)})
+
+    def watch(self, row: int) -> None:
+        raise EngineError("what is speech in a frame stays on the device; step on the CPU to know it")
+
+    def heard(self, row: int) -> tuple[float, float]:
+        raise EngineError("what is speech in a frame stays on the device; step on the CPU to know it")
 
     def step(self, rows: Rows, frames: Sequence[Samples], dry: F32) -> list[Samples]:
         return self.collect(self.submit(rows, Frames(frames, dry)))

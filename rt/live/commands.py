@@ -48,7 +48,7 @@ def add(sub: Any, positive: Callable[[str], float], strength: Callable[[str], fl
     _settings(p, positive, strength)
     p.add_argument("--seconds", type=positive, help="stop after this long")
     p.add_argument("--quiet", action="store_true", help="print nothing but faults")
-    p.add_argument("--json", action="store_true", help="one JSON line a second, and one for every event")
+    p.add_argument("--json", action="store_true", help="one JSON line a second, and one for every event (speech, speech_ended, and what goes wrong)")
 
     try_command.add(sub, positive, strength)
 

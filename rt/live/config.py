@@ -42,7 +42,7 @@ def load(path: Path) -> LiveSettings:
             raise ValueError(f"{path}: {key} must be {'a whole number' if name == 'talker' else 'a number' if number else 'text'}, not {value!r}")
         values[name] = float(value) if number else value
         if name in ("enroll", "record"):  # beside the file, wherever it is read from
-            values[name] = str(path.parent / Path(value).expanduser())
+            values[name] = str(path.parent / Path(str(value)).expanduser())
     if "task" not in values and (task := usual_task(values.get("query"), values.get("enroll"), values.get("talker"))):
         values["task"] = task
     try:

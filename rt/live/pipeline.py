@@ -25,12 +25,14 @@ F32 = NDArray[np.float32]
 _SILENCE = 1e-4  # -80 dBFS: no microphone that is on is that quiet
 _SUSPEND_S = 1.0
 _FADE_S = 0.01  # into and out of mute
+SPEECH = ("speech", "speech_ended")  # events that are no trouble
 _WARM_S = 2.0  # while devices start they report all kinds of things
 
 
 @dataclass(frozen=True)
 class Event:
-    """kind: device_overflow, device_underflow, starved, dropped, late_step, lost, moved, opened, query_refused, not_recorded. at_s: Unix time. ms: of audio."""
+    """kind: device_overflow, device_underflow, starved, dropped, late_step, lost, moved, opened, query_refused, not_recorded, fault; speech, speech_ended.
+    at_s: Unix time. ms: of audio."""
 
     at_s: float
     kind: str
@@ -50,7 +52,8 @@ class Log:
     def add(self, kind: str, ms: float = 0.0, cause: str = "") -> None:
         e = Event(time.time(), kind, round(ms, 2), cause)
         with self._lock:
-            self.counts[kind] += 1
+            if kind not in SPEECH:
+                self.counts[kind] += 1
             self.newest.append(e)
             self._fresh.append(e)
 
@@ -130,8 +133,8 @@ class Pipeline:
         self._capture_gap_s = self._step_s = 0.0
         self._quiet = 0
         self._gain = 1.0
-        self.suspended = False
-        self._processed = 0  # samples
+        self.suspended = self.speaking = False
+        self._processed = self._began = 0  # samples, in all and when speech began
         self._worker = threading.Thread(target=self._work, name="model", daemon=True)
         self._worker.start()
 
@@ -199,6 +202,7 @@ class Pipeline:
             y = np.zeros(len(x), np.float32)
             self._gain = 0.0 if c.mute else 1.0  # nobody hears it change
             self.meter.add(x, y, None)
+            self._hear(False)
             return y
         if slept:
             self.stream.hush()  # the last words before the pause are not the first after it
@@ -212,6 +216,7 @@ class Pipeline:
             self.stream.voice_strength = c.voice_strength
         frames, began = self.stream.frames, time.perf_counter()
         y = np.asarray(self.stream.process(x), np.float32)
+        self._hear(self.stream.speaking)
         stepped = self.stream.frames > frames
         step_s = time.perf_counter() - began
         if stepped:
@@ -226,7 +231,14 @@ class Pipeline:
         self.meter.add(x, y, step_s if stepped else None)
         return y
 
+    def _hear(self, speaking: bool) -> None:
+        if speaking != self.speaking:
+            self.speaking = speaking
+            self.log.add(SPEECH[not speaking], 0.0 if speaking else 1e3 * (self._processed - self._began) / self.stream.rate)
+            self._began = self._processed
+
     def close(self) -> None:
         self._ended = True
         self._some.set()
         self._worker.join(2)
+        self._hear(False)

@@ -263,9 +263,9 @@ class AudioProcess:
         say(
             status=self.meter.take() | {
                 "delay_ms": {k: round(v, 1) for k, v in delay.items()}, "drift_ppm": round(1e6 * edge.control.deviation, 1),
-                "cushion_ms": round(1e3 * edge.cushion_s, 1), "suspended": pipeline.suspended, "listeners": self.controls.listeners,
-                "counts": dict(self.log.counts), "frames": self.stream.frames, "bypass": self.controls.bypass, "mute": self.controls.mute,
-                "strength_db": self.controls.strength_db, "task": self.controls.task, "query_gain_db": self.controls.query_gain_db,
+                "cushion_ms": round(1e3 * edge.cushion_s, 1), "suspended": pipeline.suspended, "speaking": pipeline.speaking,
+                "listeners": self.controls.listeners, "counts": dict(self.log.counts), "frames": self.stream.frames, "bypass": self.controls.bypass,
+                "mute": self.controls.mute, "strength_db": self.controls.strength_db, "task": self.controls.task, "query_gain_db": self.controls.query_gain_db,
                 "voice_strength": self.controls.voice_strength,
                 "query": query.text if isinstance(query, Query) else None, "talker": talker.number if isinstance(talker, Place) else None,
             }

@@ -54,7 +54,7 @@ class Screen:
                 self._taken += 0.1 * (s["in_db"] - s["out_db"] - self._taken)
         elif "waiting" in report:
             self.waiting = report["waiting"]
-        elif "event" in report:
+        elif "event" in report and not report["event"]["kind"].startswith("speech"):
             if self._set and report["event"]["kind"] == "set":
                 self.events.pop()  # a key held and let go again and again must not push out what matters
             self._set = report["event"]["kind"] == "set"
@@ -70,7 +70,7 @@ class Screen:
             return Group(head, Text("starting", "dim"))
         grid = Table.grid(padding=(0, 2))
         grid.add_row("in", _bar(s["in_db"]))
-        grid.add_row("out", _bar(s["out_db"]))
+        grid.add_row("out", _bar(s["out_db"]) + Text("   ● speech" if s.get("speaking") else "", "green"))
         state = self._state()
         if s["task"] == "convert":
             grid.add_row("other voice", f"{s['voice_strength']:5.0%} of the way{'   ' + state if state else ''}")
@@ -203,7 +203,7 @@ def _plain(live: Live, screen: Screen, seconds: float | None, as_json: bool, qui
             if time.monotonic() - told > 5.0:
                 told = time.monotonic()
                 print(f"voicewire: waiting: {report['waiting']}", file=sys.stderr, flush=True)
-        elif "event" in report and not quiet:
+        elif "event" in report and not quiet and not report["event"]["kind"].startswith("speech"):
             print(describe(report["event"]), flush=True)
         elif "event" in report and report["event"]["kind"] == "not_steerable":
             print(f"voicewire: {report['event']['cause']}", file=sys.stderr, flush=True)

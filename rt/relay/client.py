@@ -57,7 +57,8 @@ class Client:
     and voice_strength, see `Stream`; "query" with query, a sound in words, and
     query_gain_db, see `Stream`; "separate" with talker, 1 or 2. `ask` changes task, voice, query and talker while the stream runs.
     live: False for files: the relay waits for a slow reader instead of skipping. timed: messages carry their time, and `delays_s` collects
-    how long each took there and back. Messages of the relay that carry no sound are in `events`, the newest last.
+    how long each took there and back. Messages of the relay that carry no sound are in `events`, the newest last. speech: the relay tells when somebody
+    speaks: `speaking`, and in `events` "speech" with `on` and `sample`, counted in what `receive` gives.
 
     A connection that breaks is made anew, for `patience_s` after it was lost (0: never); then, or where coming again is of no use, `send` and
     `receive` raise RelayError. say(line): is told what happened. The new stream hears again what was not answered and a second before it, so that
@@ -68,7 +69,8 @@ class Client:
     def __init__(
         self, url: str, rate: int, *, channels: int = 1, dtype: str = "int16", token: str | None = None, task: str = "restore",
         voice: bytes | None = None, query: str | None = None, talker: int | None = None, strength_db: float | None = None,
-        query_gain_db: float | None = None, voice_strength: float = 1.0, live: bool = True, timed: bool = False, patience_s: float = PATIENCE_S,
+        query_gain_db: float | None = None, voice_strength: float = 1.0, live: bool = True, timed: bool = False, speech: bool = False,
+        patience_s: float = PATIENCE_S,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         url = url.replace("http", "ws", 1) if url.startswith("http") else url if "://" in url else f"ws://{url}"
@@ -81,11 +83,13 @@ class Client:
         self._patience_s, self._say = patience_s, say
         self._start = {
             "event": "start", "rate": rate, "format": self._kind, "channels": channels, "strength_db": strength_db, "header": timed, "live": live,
-            "query_gain_db": query_gain_db, "voice_strength": voice_strength, **_asked(task, voice, query, talker),
+            "query_gain_db": query_gain_db, "voice_strength": voice_strength, **_asked(task, voice, query, talker), **({"speech": True} if speech else {}),
         }  # fmt: skip
         self.events: deque[dict[str, Any]] = deque(maxlen=NOTES)
         self.delays_s: deque[float] = deque(maxlen=100_000)
         self.moves = self.reconnects = 0
+        self.speaking = False
+        self._received = self._origin = 0  # samples given by `receive`, and which of them is the first of the relay's stream
         self.enrolled: bytes | None = None  # a voiceprint file
         self._steady = asyncio.Event()  # cleared while the stream moves or is lost: nothing is sent meanwhile
         self._moving: asyncio.Task[None] | None = None
@@ -165,6 +169,7 @@ class Client:
                 raise self._failed
             if self._silence:
                 silence = np.zeros((self._silence, self.channels), np.int16 if self._kind == "s16le" else np.float32)
+                self._received += self._silence
                 self._silence = 0
                 return silence
             socket = self._socket
@@ -178,6 +183,7 @@ class Client:
                 if isinstance(message, str):
                     await self._note(json.loads(message))
                 elif len(y := self._sound(message)):
+                    self._received += len(y)
                     return y
             if self._coming:
                 await asyncio.shield(self._coming)
@@ -238,7 +244,9 @@ class Client:
     async def _note(self, event: dict[str, Any]) -> None:
         self.events.append(event)
         name = event["event"]
-        if name == "error":
+        if name == "speech":
+            self.speaking, event["sample"] = event["on"], event["sample"] + self._origin
+        elif name == "error":
             if event.get("code") not in AWAY:
                 raise RelayError(f"the relay says: {event.get('text')}")
             self._trouble = str(event.get("text"))
@@ -251,7 +259,9 @@ class Client:
         elif name == "cleared":
             self._kept.cleared()
             self._skip = 0
+            self.speaking, self._origin = False, self._received
         elif name == "lag":
+            self._origin -= event["samples"]
             self._answered(event["samples"])
         elif name == "goaway":
             if not event.get("move"):
@@ -337,6 +347,7 @@ class Client:
             self._silence, self._skip = self._silence + again.silence, again.skip
         else:
             self._kept = self._keep()
+        self.speaking, self._origin = False, self._received + self._silence - self._skip
         self.reconnects += 1
         left_out = f"; {again.silence / self.rate:.1f} s were left out" if again.silence else ""
         self._say(f"connected again after {time.monotonic() - began:.1f} s{left_out}")

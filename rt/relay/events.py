@@ -40,7 +40,7 @@ class Start:
     then says task, voice, query, levels and bypass. voice: bytes of the voiceprint file of the talker to extract, or to speak as. query: the
     sound to keep, in words, or made ready, as a session wants it; query_gain_db: change its level by so much instead, and leave the rest (None: keep it
     alone). talker: which of those that the task separate tells apart to keep, from 1. voice_strength: how far to go to the voice, from 0
-    to 1, where that is whom to speak as.
+    to 1, where that is whom to speak as. speech: the client wants to be told when somebody begins to speak, and ends.
     """
 
     rate: int
@@ -57,6 +57,7 @@ class Start:
     talker: int | None = None
     query_gain_db: float | None = None
     voice_strength: float = 1.0
+    speech: bool = False
 
 
 class Sound(NamedTuple):
@@ -120,7 +121,7 @@ Event = Start | Sound | Set | Enroll | Clear | Mark | Stop | Move
 
 @dataclass(frozen=True)
 class Reply:
-    """A message without audio. name: one of `ready`, `stats`, `lag`, `mark`, `cleared`, `enrolled`, `goaway`, `moved`, `stopped`,
+    """A message without audio. name: one of `ready`, `stats`, `speech`, `lag`, `mark`, `cleared`, `enrolled`, `goaway`, `moved`, `stopped`,
     `error`; fields as in PROTOCOL.md."""
 
     name: str

@@ -26,7 +26,7 @@ MAX_VOICE = 1 << 17  # characters of a voiceprint in base64; they have about 40,
 ENROLL_S = 8.0
 FORMATS = ("s16le", "f32le", "opus", "tokens")
 _SET = {"event", "strength_db", "bypass", "task", "voice", "query", "talker", "query_gain_db", "voice_strength"}
-_START = _SET | {"rate", "format", "channels", "header", "live", "resume", "weights"}
+_START = _SET | {"rate", "format", "channels", "header", "live", "resume", "weights", "speech"}
 _ASKED = {"task", "voice", "query", "talker"}
 MAX_TALKERS = 8
 
@@ -163,6 +163,7 @@ def parse_start(message: dict[str, Any]) -> tuple[Start, str]:
     start = Start(
         rate, channels, task, _strength(message), _flag(message, "bypass", False), kind != "f32le",
         _flag(message, "header", False), _flag(message, "live", True), resume, voice, query, talker, _query_gain(message), _voice_strength(message),
+        _flag(message, "speech", False),
     )  # fmt: skip
     return start, kind
 

@@ -17,6 +17,7 @@ from voicewire.engines.pcm_slots import Luggage
 from ..lane import Lane, Samples, check_task, dry_share, to_float, to_int16
 from ..snapshot import head_of, pack, unpack
 from ..snapshot import kind as kind_of
+from ..speech import Heard, packed, step, turn, unpacked
 from ..stream import aimed
 from .events import Clear, Enroll, Mark, Move, ProtocolError, Reply, Set, Sound, Start, Stop
 from .order import InOrder, Order
@@ -100,12 +101,16 @@ class Session:
         self._next_us = 0  # when the one after it was recorded
         self._skipped = 0  # samples since the last `lag`
         self._heard_frames: deque[Samples] = deque()  # what was sent in, for the record
-        packed = None if luggage is None else self._unpack(luggage)
-        if packed is None:
+        self._speech: Heard | None = Heard() if start.speech else None
+        self._tasks: deque[str] = deque()  # of the frames with the scheduler, where it is told when somebody speaks
+        taken = None if luggage is None else self._unpack(luggage)
+        if taken is None:
             self._ask(start)
             self._aim()
         self._dry = self._share()
-        self._slot = scheduler.open(start.rate, self.done, start.whole, packed)
+        if start.speech and not scheduler.can_watch:
+            raise ProtocolError("unsupported", "this server's engine does not tell when somebody speaks; start without speech", fatal=True)
+        self._slot = scheduler.open(start.rate, self.done, start.whole, taken, start.speech)
 
     @property
     def latency_ms(self) -> float:
@@ -233,6 +238,9 @@ class Session:
         self.order.clear()
         self._owed.clear()
         self._heard_frames.clear()
+        self._tasks.clear()
+        if self._speech:
+            self._speech = Heard()
         self._inside = 0
         self._hold(False)
         for mark in marks:
@@ -245,12 +253,16 @@ class Session:
             self._inside += 1
             if self._record:
                 self._heard_frames.append(frame[0])
+            if self._speech:
+                self._tasks.append(self.task)
             self._scheduler.submit(self._slot, frame[0], self._dry, self._turn)
             self._turn = None
 
     def done(self, frame: Samples) -> None:
         """A processed frame, [frame_samples], in the order they were submitted."""
         self._inside -= 1
+        if self._speech:
+            self._listen(self._speech)
         if self._record:
             self._record(self._heard_frames.popleft(), frame)
         self._lane.give(frame[None])
@@ -258,6 +270,13 @@ class Session:
             self._answer()
         if self._held and self._inside <= self._most_inside // 2 and not (self._line.clogged and not self.start.live):
             self._hold(False)
+
+    def _listen(self, before: Heard) -> None:
+        """Tell the client when somebody begins to speak, or ends."""
+        assert self._slot.heard is not None
+        self._speech = step(self._slot.heard.popleft(), before, self._tasks.popleft())
+        if found := turn(0, before, self._speech, self._lane.frame_samples):
+            self._line.send_reply(Reply("speech", {"on": found.on, "sample": found.sample}))
 
     # -- to the client -------------------------------------------------------------------------------------------------
     def _answer(self) -> None:
@@ -347,17 +366,20 @@ class Session:
         if self._turn:
             state = turned(self._scheduler.engine, state, self._turn)
         edge = {"tail": tail, "overlap": overlap, "in": to_float(self._lane.incoming)[0], "out": to_float(self._lane.outgoing)[0]}
+        spoken = {"speech": packed([self._speech])} if self._speech else {}
         head = self._kind() | {
             "frames": self.tally.samples_in // self._lane.frame_samples, "repaired_samples": self.tally.repaired_samples,
             "relay": {"strength_db": self.strength_db, "query_gain_db": self.query_gain_db, "voice_strength": self.voice_strength, "bypass": self.bypass,
                       "samples_in": self.tally.samples_in, "samples_out": self.tally.samples_out, "sequence": self._sequence},
         }  # fmt: skip
-        return pack(head, state, edge)
+        return pack(head, state, edge | spoken)
 
     def _unpack(self, data: bytes) -> Luggage:
         try:
             self.task = check_task(head_of(data).get("task", ""))  # may have changed since the client said `start`
             head, state, edge = unpack(data, self._kind(), self._scheduler.engine.init_state(1, self.task))
+            if self._speech:
+                (self._speech,) = unpacked(edge, 1, head["frames"])
         except ValueError as e:
             raise ProtocolError("bad_resume", str(e), fatal=True) from None
         self._lane.incoming = to_int16(edge["in"]) if self._direct else edge["in"]

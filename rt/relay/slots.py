@@ -52,6 +52,7 @@ class Slot:
     hop: int
     deliver: Callable[[Samples], None]
     whole: bool  # its owner wants int16
+    heard: deque[tuple[float, float]] | None = None  # `energies` of each frame that was delivered, if its owner wants them, who takes them out
     frames: deque[tuple[float, float, Samples, State | None]] = field(default_factory=deque)  # (submitted, dry share, [frame], what is asked for from it on)
     due: float = 0.0
     fresh: bool = True  # its row still holds its last user's state
@@ -109,13 +110,19 @@ class Scheduler:
     def used(self) -> int:
         return self._open
 
-    def open(self, rate: int, deliver: Callable[[Samples], None], whole: bool = False, luggage: Luggage | None = None) -> Slot:
-        """A slot for a stream of `rate` Hz, from the start or from where another stream left. whole: deliver int16, else float32. Full if there is none."""
+    @property
+    def can_watch(self) -> bool:
+        """Whether `open` may be asked to watch."""
+        return self._slots.can_watch
+
+    def open(self, rate: int, deliver: Callable[[Samples], None], whole: bool = False, luggage: Luggage | None = None, watch: bool = False) -> Slot:
+        """A slot for a stream of `rate` Hz, from the start or from where another stream left. whole: deliver int16, else float32. watch: fill `Slot.heard`.
+        Full if there is none."""
         with self._wake:
             if not self._free:
                 raise Full
             self._generation += 1
-            slot = Slot(heapq.heappop(self._free), self._generation, hop_samples(rate), deliver, whole, luggage=luggage)
+            slot = Slot(heapq.heappop(self._free), self._generation, hop_samples(rate), deliver, whole, deque() if watch else None, luggage=luggage)
             self._open += 1
         return slot
 
@@ -135,7 +142,7 @@ class Scheduler:
             slot.open = False
             slot.frames.clear()
             self._generation += 1
-            return Slot(slot.index, self._generation, slot.hop, slot.deliver, slot.whole)
+            return Slot(slot.index, self._generation, slot.hop, slot.deliver, slot.whole, None if slot.heard is None else deque())
 
     def submit(self, slot: Slot, frame: Samples, dry: float, pinned: State | None = None) -> None:
         """frame: [frame_samples] int16 or float32; dry: share of the input to keep in it. pinned: what is asked for from this frame on (`PcmSlots.pin`),
@@ -227,7 +234,13 @@ class Scheduler:
             if slot.fresh:
                 self._slots.attach(slot.index, slot.hop, luggage=slot.luggage, whole=slot.whole)
                 slot.fresh, slot.luggage = False, None
+                if slot.heard is not None:
+                    self._slots.watch(slot.index)
             if pinned is not None:
                 self._slots.pin(slot.index, pinned)
         rows, dry = np.array([slot.index for slot in slots]), np.array([item[2] for item in batch], np.float32)
-        return list(zip(slots, self._slots.step(rows, [item[3] for item in batch], dry), strict=True))
+        done = self._slots.step(rows, [item[3] for item in batch], dry)
+        for slot in slots:
+            if slot.heard is not None:
+                slot.heard.append(self._slots.heard(slot.index))
+        return list(zip(slots, done, strict=True))
