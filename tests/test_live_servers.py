@@ -47,7 +47,7 @@ class LiveCommand:
         env = sound.env | {"PYTHONPATH": ".links"}
         self.process = subprocess.Popen(
             [*VOICEWIRE, "live", "--json", *options], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that a script runs in the background ignore Ctrl-C, and so would it
+            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a script's background job ignores Ctrl-C
         )  # fmt: skip
         self.lines: list[dict[str, Any]] = []
         self.until("opened")
@@ -66,8 +66,13 @@ class LiveCommand:
         pytest.fail(f"no '{key}' in {timeout_s} s")
 
     def end(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(30)
+        """Ctrl-C as a terminal sends it: to the audio process, too."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        code = self.process.wait(30)
+        assert self.process.stderr
+        said = self.process.stderr.read()
+        assert "Traceback" not in said, said
+        return code
 
     def __enter__(self) -> LiveCommand:
         return self
@@ -224,11 +229,14 @@ def test_a_hanging_audio_process_is_replaced(monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setenv(key, value)
         with Live(LiveSettings("mic", "virtual")) as live:
             first = live.opened["pid"]
+            live.set(mute=True, strength_db=7.0)
             os.kill(first, signal.SIGSTOP)
-            for report in live.reports(20):
+            for report in live.reports(60):
                 if "opened" in report:
                     break
             assert live.restarts == 1 and live.opened["pid"] != first
+            status = next(live.statuses(60))
+            assert (status["mute"], status["strength_db"]) == (True, 7.0), "what was set does not hold any more"
             assert sound.pactl("list", "short", "sources").count("\tvoicewire\t") == 1
         assert "voicewire" not in sound.pactl("list", "short", "modules")
 
