@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from relay_tools import wait_for
 
 from tools.relay_peer import Wire
 from voicewire.rt import Stream
+from voicewire.rt.live import watchdog
 from voicewire.rt.live.pipeline import Controls, Log, Meter, Pipeline
+from voicewire.rt.live.record import Recorder
+from voicewire.rt.live.ring import Ring
 
 BLOCK = 320
 
@@ -39,3 +47,93 @@ def test_mute_lasts_until_it_is_taken_back(pipeline: Pipeline) -> None:
     again = heard(3, False)
     assert abs(again[0]) < 0.01 and (np.diff(again[:BLOCK]) > 0).all(), "it fades in"
     assert np.allclose(again[BLOCK:], 0.5)
+
+
+class Watched(np.ndarray):
+    """Tells when samples are copied into it or out of it."""
+
+    copying: Callable[[], None]
+
+    def __array_finalize__(self, whole: Any) -> None:
+        self.copying = getattr(whole, "copying", lambda: None)
+
+    def __setitem__(self, at: Any, x: Any) -> None:
+        self.copying()
+        super().__setitem__(at, x)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        self.copying()
+        return super().__array_function__(function, types, args, options)
+
+
+def test_the_other_side_of_a_ring_is_told_after_the_samples_were_copied() -> None:
+    """Whatever the other thread does in between: it never sees a count of samples that are not there yet, or are still being read."""
+    ring, seen = Ring(8, 1), list[tuple[int, int]]()
+    ring._data = ring._data.view(Watched)
+    ring._data.copying = lambda: seen.append((ring.written, ring.taken))
+    x = np.arange(6, dtype=np.float32)[:, None]
+    assert ring.write(x) == 6 and set(seen) == {(0, 0)}
+    seen.clear()
+    np.testing.assert_array_equal(ring.read(6), x)
+    assert set(seen) == {(6, 0)}
+    seen.clear()
+    assert ring.write(x) == 6 and set(seen) == {(6, 6)}, "round the end"
+    seen.clear()
+    np.testing.assert_array_equal(ring.read(6), x)
+    assert set(seen) == {(12, 6)}
+
+
+def test_a_disk_that_stands_still_costs_the_recording_blocks_and_live_audio_nothing(tmp_path: Path) -> None:
+    moves, told, written = threading.Event(), list[str](), list[int]()
+
+    class Slow:
+        def write(self, x: np.ndarray) -> None:
+            moves.wait(60)
+            written.append(len(x))
+
+        def close(self) -> None:
+            pass
+
+    recorder = Recorder(tmp_path, 16000, 480, told.append)
+    for file in recorder._files:
+        file.close()
+    recorder._files = [Slow(), Slow()]
+
+    def add() -> None:
+        for _ in range(600):
+            recorder.add(np.zeros(160, np.float32), np.zeros(160, np.float32))
+
+    adding = threading.Thread(daemon=True, target=add)
+    adding.start()
+    adding.join(30)
+    try:
+        assert not adding.is_alive(), "live audio waits for the disk"
+        assert recorder.lost_blocks in (99, 100)  # 500 wait, and one may be on its way to the disk
+    finally:
+        moves.set()
+    assert wait_for(lambda: recorder._queue.empty())
+    recorder.close()
+    assert len(told) == 1 and f"{recorder.lost_blocks} blocks are missing" in told[0]
+    assert written.count(160) == 2 * (600 - recorder.lost_blocks)
+
+
+def test_callbacks_that_never_come_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lost = [1000.0], list[bool]()
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    asked: list[float] = []
+
+    def broken() -> bool:
+        asked.append(now[0])
+        return False
+
+    dog = watchdog.Watchdog(lambda: lost.append(True), broken)
+    try:
+        now[0] += 1.9  # a second to start, and nearly one of silence
+        assert wait_for(lambda: asked.count(now[0]) > 2) and not lost
+        now[0] += 0.2
+        assert wait_for(lambda: bool(lost))
+        asked.clear()
+        now[0] += 10
+        assert not wait_for(lambda: bool(asked), 0.5) and len(lost) == 1, "once is enough"
+    finally:
+        dog.close()
