@@ -71,7 +71,7 @@ def test_answers_are_numbered_on_and_on_across_a_move(live: bool, tmp_path: Path
         name = left(ws, here, heard)
         before = len(heard)
         ws = there.start(header=True, live=live, resume=name)
-        for i in (range(9, 20) if not live else range(10, 20)):
+        for i in range(9, 20) if not live else range(10, 20):
             ws.send(pack_header(i, 20_000 * i) + block)
         ws.send('{"event": "stop"}')
         heard += [(unpack_header(m)[0], m[16:]) for m in ws if isinstance(m, bytes)]
