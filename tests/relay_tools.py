@@ -25,6 +25,26 @@ from voicewire.rt.relay.workers import loop_factory
 FREE = Limits(messages_per_s=1e6, late_frames=10**6)  # a test machine may be slow
 
 
+class Stalls:
+    """with Stalls() as stalls: …; stalls.worst_s: how much too late a thread that does nothing else was woken, at most. Says whether it was the machine."""
+
+    def __enter__(self) -> Self:
+        self.worst_s, self._ended = 0.0, threading.Event()
+        self._thread = threading.Thread(daemon=True, target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        asked = time.monotonic()
+        while not self._ended.wait(0.005):
+            now = time.monotonic()
+            self.worst_s, asked = max(self.worst_s, now - asked - 0.005), now
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
 class Valve(Wire):
     """An engine that changes nothing, and stands still until it is opened, or the `with` ends."""
 

@@ -107,7 +107,7 @@ class Simulation:
     """A microphone and an output with clocks of their own around an `OutputEdge`; time is what we say it is."""
 
     def __init__(
-        self, *, ppm: float = 0.0, rate_in: int = 48000, rate_out: int = 48000, jitter_s: float = 0.001, block_s: float = 0.01, out_late_s: float = 0.0
+        self, *, ppm: float = 0.0, rate_in: int = 48000, rate_out: int = 48000, jitter_s: float = 0.001, block_s: float = 0.01, out_slip_s: float = 0.0
     ) -> None:  # fmt: skip
         self.t, self.events = 0.0, []
         self.rng = np.random.default_rng(0)
@@ -117,7 +117,7 @@ class Simulation:
         self.edge = OutputEdge(
             rate_in, rate_out, 1, period_s=block_s, cushion_s=0.008, event=lambda k, ms: self.events.append((self.t, k, ms)), now=lambda: self.t
         )
-        self.in_blocks, self.out_blocks, self.out, self.out_from = 0, 0, [], 0.0037 + out_late_s
+        self.in_blocks, self.out_blocks, self.out, self.out_slip_s = 0, 0, [], out_slip_s
         self.pending: list[tuple[float, int]] = []
 
     def run(self, until_s: float, stalls: tuple[tuple[float, float], ...] = (), freq: float = 997.0) -> np.ndarray:
@@ -126,7 +126,7 @@ class Simulation:
         while True:
             due = (self.in_blocks + 1) * self.block_in / self.rate_in
             next_in = max(due + self.rng.uniform(0, self.jitter_s), *(b if a <= due < b else 0.0 for a, b in stalls), 0.0)
-            next_out = self.out_from + (self.out_blocks + 1) * self.block_out / self.true_out
+            next_out = 0.0037 + (self.out_slip_s if self.out_blocks >= 20 else 0.0) + (self.out_blocks + 1) * self.block_out / self.true_out
             self.t = min(next_in, next_out)
             if self.t >= until_s:
                 return np.concatenate(self.out)[:, 0]
@@ -168,8 +168,8 @@ def test_edge_after_a_stall_cuts_back_to_the_delay_it_had() -> None:
 
 
 def test_edge_begins_at_the_delay_that_was_meant() -> None:
-    """Where the output plays its first blocks late, and all at once."""
-    s = Simulation(out_late_s=0.08)
+    """Where the output pauses for 25 ms soon after its start: too little to be cut off as a stall, too much to keep."""
+    s = Simulation(out_slip_s=0.025)
     s.run(3.5)
     assert abs(s.edge.in_flight() - s.edge.target) < 0.005 * 48000
     assert s.events == [], "that is nobody's fault"
