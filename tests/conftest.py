@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from relay_tools import FREE, Running
 
@@ -17,6 +18,9 @@ from voicewire.engines import Engine, open_engine
 from voicewire.engines.voiceprint import Voiceprint, enrol
 
 F32 = NDArray[np.float32]
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # how fast this machine is just now is not tested
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

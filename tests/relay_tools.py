@@ -13,7 +13,9 @@ from typing import Any, Self
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
+from tools.relay_peer import Wire
 from voicewire.engines import Engine
+from voicewire.engines.engine import F32, State
 from voicewire.rt.relay.client import Client
 from voicewire.rt.relay.config import Config
 from voicewire.rt.relay.limits import Limits
@@ -21,6 +23,49 @@ from voicewire.rt.relay.server import Relay
 from voicewire.rt.relay.workers import loop_factory
 
 FREE = Limits(messages_per_s=1e6, late_frames=10**6)  # a test machine may be slow
+
+
+class Stalls:
+    """with Stalls() as stalls: …; stalls.worst_s: how much too late a thread that does nothing else was woken, at most. Says whether it was the machine."""
+
+    def __enter__(self) -> Self:
+        self.worst_s, self._ended = 0.0, threading.Event()
+        self._thread = threading.Thread(daemon=True, target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        asked = time.monotonic()
+        while not self._ended.wait(0.005):
+            now = time.monotonic()
+            self.worst_s, asked = max(self.worst_s, now - asked - 0.005), now
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+class Valve(Wire):
+    """An engine that changes nothing, and stands still until it is opened, or the `with` ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opened = threading.Event()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def step(self, x: F32, state: State) -> tuple[F32, State]:
+        self._opened.wait(60)
+        return super().step(x, state)
+
+    advance = step
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
 
 
 class Running:
@@ -139,7 +184,7 @@ def moved(engine: Engine, options: dict[str, Any], x: np.ndarray, how: dict[str,
         return asyncio.run(asyncio.wait_for(go(), 60))
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 2.0) -> bool:
+def wait_for(what: Callable[[], bool], seconds: float = 10.0) -> bool:
     end = time.monotonic() + seconds
     while not what():
         if time.monotonic() > end:
@@ -150,12 +195,14 @@ def wait_for(what: Callable[[], bool], seconds: float = 2.0) -> bool:
 
 def reply(ws: ClientConnection, *names: str, heard: bytearray | None = None) -> dict[str, Any]:
     """The next text message with one of these names; audio before it goes to `heard`."""
-    while True:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
         message = ws.recv(10)
         if isinstance(message, bytes) and heard is not None:
             heard += message
         if isinstance(message, str) and (event := json.loads(message))["event"] in names:
             return dict(event)
+    raise AssertionError(f"no {names} in half a minute")
 
 
 def sound(ws: ClientConnection) -> bytes:

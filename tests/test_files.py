@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -51,6 +52,19 @@ def test_file_is_the_stream(wav: Path, tmp_path: Path, capsys: pytest.CaptureFix
     np.testing.assert_allclose(y, expected, atol=1 / 32000)
     assert report["latency_ms"] == 30.0 and report["frames"] == 125 and report["sample_rate"] == 16000 and report["task"] == "restore"
     assert set(report) >= {"engine", "rtf", "step_p50_ms", "step_p99_ms", "step_p999_ms"}
+
+
+def test_a_chunk_of_odd_length_before_the_samples(wav: Path, tmp_path: Path) -> None:
+    """Is padded to an even one; whether samples are missing is still told."""
+    data = wav.read_bytes()
+    at = data.index(b"data")
+    data = data[:4] + struct.pack("<I", len(data) - 8 + 12) + data[8:at] + b"note" + struct.pack("<I", 3) + b"abc\0" + data[at:]
+    odd = tmp_path / "odd.wav"
+    odd.write_bytes(data)
+    assert files.Recording(odd).samples == 40000
+    odd.write_bytes(data[: len(data) // 2])
+    with pytest.raises(files.InputError, match="50% of its samples are missing"):
+        files.Recording(odd)
 
 
 def test_options(wav: Path, tmp_path: Path) -> None:

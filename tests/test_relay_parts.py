@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_tools import Running, reply, sound, wait_for
+from relay_tools import Running, Valve, reply, sound, wait_for
 from websockets.frames import Frame, Opcode
 
 from tools.relay_peer import Wire, frame
@@ -30,6 +30,7 @@ from voicewire.engines import Engine
 from voicewire.rt import Stream
 from voicewire.rt.cli import main
 from voicewire.rt.lane import Lane, to_int16
+from voicewire.rt.relay import capacity
 from voicewire.rt.relay.capacity import measure
 from voicewire.rt.relay.client import Client
 from voicewire.rt.relay.events import Enroll, ProtocolError, Reply, Set, Sound, Start
@@ -125,13 +126,35 @@ def test_sequences_wrap_and_stay_in_order() -> None:
     assert [bool(order.put(Sound(np.zeros((1, 1), np.int16), s), 0.0)) for s in (2**32 - 1, 0, 2**32 - 5)] == [True, True, False]
 
 
-def test_every_reply_and_field_is_in_the_document() -> None:
+def test_every_reply_and_field_is_in_the_document(tmp_path: Path) -> None:
     text = Path("rt/relay/PROTOCOL.md").read_text()
     source = "".join(p.read_text() for p in Path("rt/relay").glob("*.py"))
     for name in {*re.findall(r'Reply\("(\w+)"', source), *re.findall(r'ProtocolError\(\s*"(\w+)"', source)}:
         assert f"`{name}`" in text, f"PROTOCOL.md does not explain {name}"
     for name in V1().send(Reply("ready", {"a": 1})):
         assert json.loads(name) == {"event": "ready", "a": 1}
+    engine = Valve()
+    with Running(engine, max_streams=1, handover=tmp_path) as r, engine:
+        ws = r.connect()
+        ws.send('{"event": "start", "rate": 16000}')
+        said = [reply(ws, "ready")]
+        ws.send(bytes(3 * 640))
+        ((session, _),) = r.relay.sessions.values()
+        assert wait_for(lambda: session.tally.samples_in == 960)
+        reply(ws, "stats")  # perhaps of before
+        said.append(reply(ws, "stats"))
+        assert (said[-1]["owed_ms"], said[-1]["inside_frames"]) == (60.0, 3)
+        session._skipped = 16
+        said.append(reply(ws, "lag"))
+        engine.open()
+        r.drain()
+        said.append(reply(ws, "goaway"))
+        ws.send('{"event": "move"}')
+        said.append(reply(ws, "moved"))
+    assert [len(event) for event in said] == [10, 11, 3, 3, 4]
+    for event in said:
+        for key in event.keys() - {"event"}:
+            assert f"`{key}`" in text, f"PROTOCOL.md does not explain {key} of {event['event']}"
 
 
 # -- lanes and scheduler -----------------------------------------------------------------------------------------------
@@ -216,9 +239,34 @@ def test_a_lone_frame_waits_no_longer_than_it_may() -> None:
         scheduler.end()
 
 
-def test_capacity_is_what_fits() -> None:
-    assert measure(Wire(0.03), 16).streams == 1
-    assert 2 <= measure(Wire(0.0001), 4).streams <= 4096
+def test_who_sends_ahead_of_time_gets_what_the_live_ones_leave_over() -> None:
+    order: list[Slot] = []
+    engine = Valve()
+    scheduler = Scheduler(engine, 2, lambda done: order.extend(slot for slot, _ in done), Batching(1))
+    try:
+        file, live = scheduler.open(16000, lambda y: None), scheduler.open(16000, lambda y: None)
+        for _ in range(3):
+            scheduler.submit(file, np.zeros(320, np.float32), 0.0)
+        assert wait_for(lambda: bool(scheduler._stepping))  # the first frame; the second is due 19 ms later …
+        file.due += 60  # … or much later, where this machine was slow
+        scheduler.submit(live, np.zeros(320, np.float32), 0.0)
+        engine.open()
+        assert wait_for(lambda: len(order) == 4)
+        assert order == [file, live, file, file]
+    finally:
+        engine.open()
+        scheduler.end()
+
+
+def test_capacity_is_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step takes 1 ms and half a millisecond for each stream, of the 14 that it may take."""
+    monkeypatch.setattr(capacity, "seconds", lambda slots, n: 1e-3 + 0.5e-3 * n)
+    first = pytest.approx(1.5 / 14)
+    assert vars(measure(Wire(), 64)) == {"streams": 19, "first": first}, "the next size that is tried, 28, takes 15 ms"
+    assert vars(measure(Wire(), 16)) == {"streams": 24, "first": first}, "in batches of 16, of 9 ms each"
+    assert vars(measure(Wire(), 64, budget_s=0.1)) == {"streams": 2, "first": first}, "what was found when the time for it was over"
+    monkeypatch.setattr(capacity, "seconds", lambda slots, n: 0.03)
+    assert vars(measure(Wire(), 16)) == {"streams": 1, "first": 1.0}
 
 
 # -- moving ------------------------------------------------------------------------------------------------------------
@@ -229,6 +277,7 @@ def test_handover_gives_once_and_forgets(tmp_path: Path) -> None:
         folder = tmp_path / "in" / "here"
         h = Folder(folder)
         name = await h.put(b"memory")
+        assert (folder / f"{name}.stream").stat().st_mode & 0o077 == 0, "somebody's voice is nobody else's business"
         assert await h.take(name) == b"memory"
         for bad in (name, "../../etc/passwd", "", "0" * 32):
             with pytest.raises(ProtocolError, match="resume"):

@@ -126,7 +126,7 @@ class Relay:
         """Admit a stream. ProtocolError `busy`, `draining`, `bad_resume`, `bad_voice`, `no_voices`, `bad_query` or `no_queries`."""
         if why := self._state():
             raise ProtocolError("draining", why, fatal=True)
-        if self._room(event.resume is not None):
+        if self.admission.wait_s(self._connections - 1, event.resume is not None):  # it is one of them
             self.metrics.refused.labels("busy").inc()
             raise ProtocolError("busy", f"all {self.capacity} streams are taken, or this machine is too busy; come back later", fatal=True)
         name = secrets.token_hex(8)

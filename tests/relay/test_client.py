@@ -96,6 +96,17 @@ def test_what_is_heard_stays_aligned_with_what_was_sent(steps: list[tuple[str, i
         assert kept.held_samples <= len(said) - max(0, len(heard) - latency - WARM_S * rate) + 700
 
 
+def test_a_new_stream_hears_a_second_of_what_was_answered_first() -> None:
+    """So that the model does not begin in the middle of a word; what it makes of that is not heard a second time."""
+    kept = Kept(1000, 48)
+    for at in range(0, 5000, 100):
+        kept.sent(Block(100, b"", at))
+    kept.heard(4048)
+    again = kept.again()
+    assert [block.capture_us for block in again.blocks] == list(range(3000, 5000, 100))
+    assert again.silence == 0 and again.skip == 1048
+
+
 # -- with a relay ------------------------------------------------------------------------------------------------------
 
 
@@ -109,6 +120,7 @@ async def talk(client: Client, x: np.ndarray, events: dict[int, Callable[[], Any
                 happening.append(asyncio.create_task(asyncio.to_thread(events[k])))
             await client.send(x[k * 320 : (k + 1) * 320])
             await asyncio.sleep(0.02)
+        await asyncio.gather(*happening)
         await client.stop()
 
     feeding = asyncio.create_task(feed())
@@ -201,7 +213,7 @@ def test_a_reset_in_the_middle_of_a_timed_file_costs_nothing() -> None:
 
         async def go() -> tuple[np.ndarray, Client]:
             async with Client(r.url, RATE, live=False, timed=True) as client:
-                return await talk(client, x, {20: reset, 50: reset, 99: reset}), client
+                return await talk(client, x, {20: reset, 50: reset, 80: reset}), client
 
         y, client = asyncio.run(go())
         assert np.array_equal(y[LATENCY:], x) and client.reconnects == 3

@@ -204,6 +204,41 @@ def test_a_sender_that_counts_anew_is_followed() -> None:
     assert sum(bool((f.samples == np.float32(0.7)).all()) for f in frames) >= 40
 
 
+def test_what_was_learned_is_forgotten_where_the_sender_begins_anew() -> None:
+    buffer = JitterBuffer(RATE)
+    for i in range(200):
+        buffer.push(i, i * 20_000, packet(i), 0.02 * i + (0.15 if i % 10 == 5 else 0.0))
+    assert buffer.target_ms > 100
+    for i in range(2):
+        buffer.push(1_000_000 + i, i * 20_000, packet(i), 4.2 + 0.02 * i)
+    assert buffer.counts.jumps == 1 and buffer.target_ms == 40
+
+
+def test_speech_is_played_at_most_a_twentieth_faster() -> None:
+    """Half a second comes late and at once; there is no pause in which to catch up."""
+    x, buffer, at, now = voice(6), JitterBuffer(RATE), 0, 0.0
+    while now < 5.5:
+        while at < 299 and (0.02 * at if not 50 <= at < 73 else 1.46) <= now:
+            buffer.push(at, at * 20_000, x[at * N : (at + 1) * N], now)
+            at += 1
+        buffer._powers[:] = 1e-9  # a pause would be quieter
+        buffer.pull(now)
+        now += 0.01
+    assert 0.5 * 0.05 * 4 * RATE < buffer.counts.removed_samples <= 0.05 * 4.1 * RATE + N
+
+
+@pytest.mark.parametrize("second_period", [False, True])
+def test_what_was_lost_is_still_flagged_after_a_period_was_taken_out(second_period: bool) -> None:
+    x = voice(0.2)
+    lag, _ = period(x, RATE, N)
+    buffer, at = JitterBuffer(RATE), 10 + lag * second_period
+    buffer._ready, buffer._gone = x, np.zeros(len(x), np.bool_)
+    buffer._gone[at : at + 30] = True
+    buffer._steer(1.0)
+    assert buffer.counts.removed_samples == lag and len(buffer._gone) == len(buffer._ready)
+    assert np.flatnonzero(buffer._gone).tolist() == list(range(10, 40))
+
+
 _push = st.tuples(
     st.integers(0, (1 << 32) - 1) | st.integers(0, 40), st.integers(0, (1 << 64) - 1) | st.integers(0, 1_000_000), st.integers(0, 3000), st.floats(0, 0.3)
 )
