@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 Samples = NDArray[np.generic]
 
-LOUDEST = 1e3  # beyond +-1,000 times full scale is no sound: keep the arithmetic finite
+LOUDEST = 1e3  # beyond +-1,000 times full scale is no sound: a level that follows it would take half a minute to come back
 
 
 def to_float(x: Samples) -> tuple[F32, int]:
-    """float32 or int16, any shape → (float32 with full scale 1.0, samples that were no sound: not finite, now 0, or beyond `LOUDEST`, now that). ValueError for
-    other types."""
+    """float32 or int16, any shape → (float32 with full scale 1.0, samples that were no sound, not finite or beyond `LOUDEST`, and became 0). ValueError for other
+    types."""
     if x.dtype == np.int16:
         return x.astype(np.float32) / np.float32(32768), 0
     if not np.issubdtype(x.dtype, np.floating):
@@ -21,7 +21,7 @@ def to_float(x: Samples) -> tuple[F32, int]:
     bad = ~(np.abs(x) <= LOUDEST)
     if not bad.any():
         return x.astype(np.float32), 0
-    return np.clip(np.where(np.isfinite(x), x, 0), -LOUDEST, LOUDEST).astype(np.float32), int(bad.sum())
+    return np.where(bad, 0, x).astype(np.float32), int(bad.sum())
 
 
 def to_int16(y: F32) -> NDArray[np.int16]:

@@ -85,7 +85,7 @@ def _encode(a: argparse.Namespace) -> str:
     data = b"".join(codec.encode(mono(), source.rate, engine, variable, streams=streams))
     _write(a.output, data)
     if repaired:
-        print(f"voicewire: {repaired} samples were not finite and were replaced by silence", file=sys.stderr)
+        print(f"voicewire: {repaired} samples were not finite, or a thousand times full scale, and were replaced by silence", file=sys.stderr)
     seconds = source.samples / source.rate
     return f"{a.output}: {seconds:.1f} s at {source.rate} Hz in {len(data)} bytes, {8 * len(data) / seconds / 1000:.2f} kbit/s"
 

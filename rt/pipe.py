@@ -73,5 +73,5 @@ def run(a: argparse.Namespace) -> int:
         except OSError as e:
             raise InputError(f"standard output takes no more: {e.strerror}") from None
     if repaired:
-        print(f"voicewire: {repaired} samples were not finite and were replaced by silence", file=sys.stderr)
+        print(f"voicewire: {repaired} samples were not finite, or a thousand times full scale, and were replaced by silence", file=sys.stderr)
     return 0

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..asked import usual_task
+from ..asked import check_asked, usual_task
 from . import config, service, try_command, virtual
 from .backend import BACKENDS, DeviceError, open_backend
 from .controller import LiveSettings
@@ -35,7 +35,7 @@ def _settings(p: argparse.ArgumentParser, positive: Callable[[str], float], stre
     p.add_argument(
         "--query-gain", dest="query_gain_db", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)"
     )
-    p.add_argument("--strength", dest="strength_db", type=strength, metavar="DB", help="take away at most this many dB (default: 26; 100 is without limit)")
+    p.add_argument("--strength", dest="strength_db", type=strength, metavar="DB", help="take away at most this many dB (restore 26, extract 60, else 40; 100 is without limit)")
     p.add_argument("--backend", choices=BACKENDS, help="sound system (default: PulseAudio/PipeWire if there, else PortAudio)")
     p.add_argument("--period-ms", type=positive, help="block length asked of the devices (10)")
     p.add_argument("--cushion-ms", type=positive, help="audio kept against late steps; grows by itself when needed (10)")
@@ -86,7 +86,9 @@ def settings_of(a: argparse.Namespace) -> LiveSettings:
         "device_in", "device_out", "task", "enroll", "talker", "query", "query_gain_db", "strength_db", "voice_strength", "backend", "period_ms", "cushion_ms",
         "record",
     )  # fmt: skip
-    return replace(base, **{n: getattr(a, n) for n in names if getattr(a, n) is not None})
+    settings = replace(base, **{n: getattr(a, n) for n in names if getattr(a, n) is not None})
+    check_asked(None, None, None, task=settings.task, voice_strength=a.voice_strength, strength_db=a.strength_db)
+    return settings
 
 
 def has_devices() -> bool:

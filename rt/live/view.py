@@ -170,7 +170,11 @@ def run(console: Console, settings: LiveSettings, *, seconds: float | None, quie
             if as_json:
                 print(json.dumps({"opened": live.opened}), flush=True)
             elif not quiet:
-                choose = " Choose 'voicewire' as the microphone in your call." if settings.device_out == "virtual" else ""
+                choose = "" if settings.device_in or settings.device_out else " Use headphones, or --out virtual for calls."
+                if settings.device_out == "virtual":
+                    choose = " Choose 'voicewire' as the microphone in your call."
+                elif settings.device_in == "virtual":
+                    choose = " Choose 'voicewire speaker' as the output of your call."
                 console.print(f"{live.opened['in']} → {live.opened['out']}; {live.opened['model_ms']:.0f} ms model.{choose}", highlight=False, soft_wrap=True)
             if as_json or quiet or not console.is_terminal:
                 _plain(live, screen, seconds, as_json, quiet)
