@@ -12,8 +12,8 @@ LOUDEST = 1e3  # beyond +-1,000 times full scale is no sound: a level that follo
 
 
 def to_float(x: Samples) -> tuple[F32, int]:
-    """float32 or int16, any shape → (float32 with full scale 1.0, samples that were no sound, not finite or beyond `LOUDEST`, and became 0). ValueError for other
-    types."""
+    """float32 or int16, any shape → (float32 with full scale 1.0, samples that were no sound, not finite or beyond `LOUDEST`, and became 0). ValueError for
+    other types."""
     if x.dtype == np.int16:
         return x.astype(np.float32) / np.float32(32768), 0
     if not np.issubdtype(x.dtype, np.floating):

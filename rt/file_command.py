@@ -77,7 +77,10 @@ def tell(a: argparse.Namespace, report: dict[str, Any]) -> None:
         print(json.dumps(report), flush=True)
         return
     if report["repaired_samples"]:
-        print(f"voicewire: {report['input']}: {report['repaired_samples']} samples were not finite, or a thousand times full scale, and were replaced by silence", file=sys.stderr)
+        print(
+            f"voicewire: {report['input']}: {report['repaired_samples']} samples were not finite, or a thousand times full scale, and were replaced by silence",
+            file=sys.stderr,
+        )
     left = "left in" if a.raw_delay else "removed"
     seconds = report["samples"] / report["sample_rate"]
     print(f"{report['output']}: {seconds:.1f} s at {report['sample_rate']} Hz, delay {report['latency_ms']:.1f} ms {left}, {report['rtf']:.1%} of one core")

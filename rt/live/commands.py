@@ -35,7 +35,13 @@ def _settings(p: argparse.ArgumentParser, positive: Callable[[str], float], stre
     p.add_argument(
         "--query-gain", dest="query_gain_db", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)"
     )
-    p.add_argument("--strength", dest="strength_db", type=strength, metavar="DB", help="take away at most this many dB (restore 26, extract 60, else 40; 100 is without limit)")
+    p.add_argument(
+        "--strength",
+        dest="strength_db",
+        type=strength,
+        metavar="DB",
+        help="take away at most this many dB (restore 26, extract 60, else 40; 100 is without limit)",
+    )
     p.add_argument("--backend", choices=BACKENDS, help="sound system (default: PulseAudio/PipeWire if there, else PortAudio)")
     p.add_argument("--period-ms", type=positive, help="block length asked of the devices (10)")
     p.add_argument("--cushion-ms", type=positive, help="audio kept against late steps; grows by itself when needed (10)")
