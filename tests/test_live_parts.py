@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -51,22 +50,6 @@ def test_ring_gives_out_what_went_in_and_refuses_the_rest(capacity: int, channel
             assert y[:, 0].tolist() == waiting[: len(y)] and (y == y[:, :1]).all()
             del waiting[: len(y)]
         assert ring.fill == len(waiting) <= capacity
-
-
-def test_ring_between_two_threads() -> None:
-    ring, n, got = Ring(97, 1), 5_000, []
-
-    def write() -> None:
-        at = 0
-        while at < n:
-            at += ring.write(np.arange(at, min(n, at + 31), dtype=np.float32)[:, None])
-
-    t = threading.Thread(daemon=True, target=write)
-    t.start()
-    while sum(map(len, got)) < n:
-        got.append(ring.read(23))
-    t.join()
-    np.testing.assert_array_equal(np.concatenate(got)[:, 0], np.arange(n))
 
 
 def test_device_clock_finds_the_rate_through_jitter() -> None:
@@ -349,7 +332,7 @@ def test_memory_is_locked_or_the_reason_said() -> None:
     why_not, status = done.stdout.split("\n", 1)
     locked_kb = int(next(line for line in status.splitlines() if line.startswith("VmLck:")).split()[1])
     assert (locked_kb > 10_000) if not why_not else (locked_kb == 0 and "memory" in why_not)
-    alone = "import ctypes, resource as r; print(ctypes.CDLL(None).mlockall(7), r.getrlimit(r.RLIMIT_MEMLOCK)[0] == r.RLIM_INFINITY)"
+    alone = "import ctypes, os, resource as r; print(ctypes.CDLL(None).mlockall(7), 0 in (os.geteuid(), r.getrlimit(r.RLIMIT_MEMLOCK)[0] - r.RLIM_INFINITY))"
     done = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=False)
     if done.stdout == "0 True\n":
         assert why_not == "", "it can be locked here"
