@@ -27,6 +27,7 @@ from voicewire.engines import Engine
 from voicewire.rt import Stream
 from voicewire.rt.cli import main
 from voicewire.rt.lane import to_int16
+from voicewire.rt.relay import send
 from voicewire.rt.relay.config import Config
 from voicewire.rt.relay.gate import Door
 from voicewire.rt.relay.limits import Limits
@@ -74,6 +75,32 @@ def test_send_gives_what_file_gives(relay: Running, noisy: np.ndarray, tmp_path:
     assert main(["send", str(tmp_path / "in.wav"), str(tmp_path / "sent.wav"), "--url", relay.url, "--realtime", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["delay_ms"] > 30
     assert (tmp_path / "file.wav").read_bytes() == (tmp_path / "sent.wav").read_bytes()
+
+
+def test_send_keeps_channels_apart(relay: Running, noisy: np.ndarray, tmp_path: Path) -> None:
+    """Each in a stream of its own, as `file` has it, or mixed; with as much taken away as is asked for."""
+    x = voice(noisy, 1.0)
+    sf.write(tmp_path / "in.wav", np.stack([x, x[::-1], 0 * x], 1), 16000)
+    for channels in ("each", "mix"):
+        for command in (["file"], ["send", "--url", relay.url]):
+            out = str(tmp_path / f"{command[0]}.wav")
+            assert main([*command, str(tmp_path / "in.wav"), out, "--channels", channels, "--strength", "10"]) == 0
+        assert (tmp_path / "file.wav").read_bytes() == (tmp_path / "send.wav").read_bytes(), channels
+
+
+def test_send_waits_until_there_is_room(noisy: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send, "BUSY_S", 0.05)
+    sf.write(tmp_path / "in.wav", voice(noisy, 0.5), 16000)
+    with Running(Wire(), max_streams=1, limits=FREE) as r:
+        one = r.connect()
+        one.send(json.dumps({"event": "start", "rate": 16000, "format": "s16le"}))
+        reply(one, "ready")
+        leaving = threading.Timer(0.3, one.close)
+        leaving.start()
+        assert main(["send", str(tmp_path / "in.wav"), str(tmp_path / "out.wav"), "--url", r.url]) == 0
+        leaving.join()
+    said = capsys.readouterr().err
+    assert "trying again" in said and sf.info(tmp_path / "out.wav").frames == 8000
 
 
 def test_streams_at_once_are_each_bit_equal_to_one_alone(relay: Running, engine: Engine, noisy: np.ndarray) -> None:
