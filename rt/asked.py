@@ -58,7 +58,7 @@ def add_options(p: argparse.ArgumentParser, strength: Callable[[str], float]) ->
         "--strength",
         type=strength,
         metavar="DB",
-        help="take away at most this many dB (restore 26, extract 60, else 40; 0 changes nothing, 100 is no limit)",
+        help="take away at most this many dB (restore 16, extract 60, else 40; 0 changes nothing, 100 is no limit)",
     )
     p.add_argument("--engine", default="onnx", help="onnx (default), tensorrt, torch-cuda, auto (the first that works), or torch")
 

@@ -15,6 +15,7 @@ from voicewire.engines.query import ask
 from voicewire.engines.voiceprint import Voiceprint, enrol
 
 from . import files as audio
+from .lane import LIVE_STRENGTH_DB
 from .picture import before_after
 from .stream import Stream
 
@@ -86,9 +87,9 @@ def scene(task: str) -> tuple[Scene, int]:
 def hear(heard: Scene, rate: int, task: str) -> tuple[list[F32], audio.Report]:
     """→ for everything that is wanted what comes out, [samples]."""
     if task != "separate":
-        done = [audio.process(heard.before[:, None], Stream(rate, task=task, voice=w.voice)) for w in heard.wanted]
+        done = [audio.process(heard.before[:, None], Stream(rate, task=task, voice=w.voice, strength_db=LIVE_STRENGTH_DB.get(task))) for w in heard.wanted]
         return [y[:, 0] for y, _ in done], done[-1][1]
-    y, report = audio.process(heard.before[:, None], Stream(rate, task=task))
+    y, report = audio.process(heard.before[:, None], Stream(rate, task=task, strength_db=LIVE_STRENGTH_DB.get(task)))
     orders = ([y[:, 0], y[:, 1]], [y[:, 1], y[:, 0]])  # which talker is first is the model's business
     return max(orders, key=lambda ys: sum(si_sdr_db(a, w.target) for a, w in zip(ys, heard.wanted, strict=True))), report
 

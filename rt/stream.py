@@ -80,7 +80,7 @@ class Stream:
         rest = stream.flush()                    # what is still inside
 
     rate: 8,000 to 48,000 Hz. channels: how many `process` gets. mode: "mix" treats them as one (output repeated on each),
-    "each" runs every channel by itself. strength_db: the most that may be taken away (None: 26, for extract 60, for query and separate 40; 0: nothing).
+    "each" runs every channel by itself. strength_db: the most that may be taken away (None: 16, for extract 60, for query and separate 40; 0: nothing).
     bypass: the input itself, with the same delay. task: "restore"; "extract" with, as `voice`, the voiceprint of the talker to keep; "query" with the `Query`
     for a sound to keep; "separate" gives both talkers a channel each, [n, 2] whatever `channels`, or with one `Place` as `voice` that talker alone; "convert"
     with the voiceprint of the talker to speak as, and voice_strength: how far to go there (0: the own voice, 1: the other's). `ask` changes task and voice

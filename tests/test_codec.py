@@ -257,7 +257,7 @@ def test_refusals(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["decode", tok, tmp_path / "out.xyz"], "cannot tell the format"),
         (["decode", tok, out, "--weights", other], "was made with codec weights"),
         (["decode", tok, out, "--weights", tmp_path], "no codec weights in"),
-        (["encode", tok, tmp_path / "b.tok"], "not audio that can be read"),
+        (["encode", tok, tmp_path / "b.tok"], "is not audio"),
         (["encode", wav, wav], "same file"),
         (["encode", wav, tmp_path / "nowhere" / "b.tok"], "no folder"),
         (["encode", wav, tmp_path], "may not be written"),

@@ -350,7 +350,10 @@ def test_two_at_once_and_the_service_are_steered(tmp_path: Path) -> None:
         start = next(line for line in service.text(["--out", "virtual"]).splitlines() if line.startswith("ExecStart="))
         command = shlex.split(start.removeprefix("ExecStart="))
         assert "--quiet" in command
-        quiet = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        quiet = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that a script runs in the background ignore Ctrl-C, and so would it
+        )  # fmt: skip
         try:
             assert wait_for(lambda: steer(sound).returncode == 0, 30)
             assert steer(sound, "bypass", "on", "strength", "14").stdout == "bypass on, strength 14 dB\n"

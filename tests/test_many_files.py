@@ -104,8 +104,9 @@ def test_an_end_leaves_nothing_half_made(end: signal.Signals, tmp_path: Path, no
     for i in range(4):
         sf.write(talks / f"{i}.wav", np.tile(noisy, 1 + 600 * 16000 // len(noisy)), 16000)  # ten minutes: nobody waits for its end
     at_work = subprocess.Popen(
-        [*COMMAND, str(talks), str(out), "--jobs", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [*COMMAND, str(talks), str(out), "--jobs", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that a script runs in the background ignore Ctrl-C, and so would it
+    )  # fmt: skip
     try:
         while at_work.poll() is None and len(list(out.glob(".*.part"))) < 2:
             time.sleep(0.05)

@@ -33,6 +33,7 @@ import soundfile as sf
 from tqdm import tqdm
 
 from voicewire.rt.files import process
+from voicewire.rt.lane import LIVE_STRENGTH_DB
 from voicewire.rt.live import Live, LiveSettings
 from voicewire.rt.live.latency import measure
 from voicewire.rt.stream import Stream
@@ -241,7 +242,7 @@ def quality(server: SoundServer, folder: Path) -> dict[str, float] | None:
     with as_file(files("voicewire.rt") / "samples") as samples:
         x, rate = sf.read(samples / "noisy.flac", dtype="float32")
         clean, _ = sf.read(samples / "clean.flac", dtype="float32")
-    by_file = process(x[:, None], Stream(rate))[0][:, 0]
+    by_file = process(x[:, None], Stream(rate, strength_db=LIVE_STRENGTH_DB["restore"]))[0][:, 0]
     sf.write(folder / "once.wav", x, rate)
     with Live(LiveSettings("mic", "virtual")):
         command = ["parec", "-d", "voicewire", "--format=float32le", f"--rate={rate}", "--channels=1", "--latency-msec=20", str(folder / "heard.raw")]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voicewire.engines.voiceprint import Voiceprint
-from voicewire.rt.lane import to_float
+from voicewire.rt.lane import LIVE_STRENGTH_DB, to_float
 from voicewire.rt.realtime import try_realtime
 from voicewire.rt.stream import Stream
 
@@ -211,7 +211,8 @@ class Pipeline:
         if task != self.stream.task or voice is not self.stream.voice:
             self.stream.ask(task, voice)
         self.stream.bypass = c.bypass
-        self.stream.strength_db, self.stream.query_gain_db = c.strength_db, c.query_gain_db
+        self.stream.strength_db = LIVE_STRENGTH_DB.get(task) if c.strength_db is None else c.strength_db
+        self.stream.query_gain_db = c.query_gain_db
         if self.stream.voice_strength != c.voice_strength:
             self.stream.voice_strength = c.voice_strength
         frames, began = self.stream.frames, time.perf_counter()

@@ -248,12 +248,12 @@ class Remote:
 
     def status(self) -> dict[str, Any]:
         """What holds, by the names of `Live.set`, with the newest status of the audio process around it."""
-        from voicewire.rt.lane import USUAL_STRENGTH_DB
+        from voicewire.rt.lane import LIVE_STRENGTH_DB
 
         live, chosen = self._live, self._live.chosen
         about = {"pid": os.getpid(), "in": live.opened.get("in"), "out": live.opened.get("out"), "backend": live.opened.get("backend")}
         makes = [kind for kind, name in (("microphone", live.settings.device_out), ("speaker", live.settings.device_in)) if name == "virtual"]
-        usual = {"usual_strength_db": USUAL_STRENGTH_DB[chosen["task"]], "tasks": list(live.tasks)}
+        usual = {"usual_strength_db": LIVE_STRENGTH_DB[chosen["task"]], "tasks": list(live.tasks)}
         return about | {"virtual": makes, "waiting": live.waiting} | live.status | chosen | usual
 
 

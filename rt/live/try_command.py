@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from .. import asked, files
+from ..lane import LIVE_STRENGTH_DB
 from ..picture import before_after
 from . import tape
 from .keys import Keys
@@ -70,6 +71,8 @@ def add(sub: Any, positive: Callable[[str], float], strength: Callable[[str], fl
 def run(a: argparse.Namespace, console: Console) -> int:
     if a.seconds < 1 or a.seconds > 60:
         raise files.InputError("--seconds must be 1 to 60")
+    if a.strength is None and (a.task or asked.usual_task(a.query, a.enroll, a.talker) or "restore") == "restore":
+        a.strength = LIVE_STRENGTH_DB["restore"]  # as in a call
     stream = asked.open_stream(a, tape.RATE, 1, True)  # what is wrong with the options is said before anybody speaks
     before, rate = _record(a, console)
     if rate != stream.rate:

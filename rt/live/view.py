@@ -15,7 +15,7 @@ from rich.live import Live as Picture
 from rich.table import Table
 from rich.text import Text
 
-from voicewire.rt.lane import USUAL_STRENGTH_DB
+from voicewire.rt.lane import LIVE_STRENGTH_DB
 from voicewire.rt.pipe import READER_GONE
 
 from .controller import Live, LiveSettings
@@ -102,7 +102,7 @@ class Screen:
 
     def _strength(self) -> float:
         chosen: float | None = self.status.get("strength_db")
-        return USUAL_STRENGTH_DB[self.status.get("task", "restore")] if chosen is None else chosen
+        return LIVE_STRENGTH_DB[self.status.get("task", "restore")] if chosen is None else chosen
 
     def key(self, k: str) -> bool:
         """Act on a key; → False to end."""

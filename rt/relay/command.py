@@ -72,7 +72,7 @@ def add_commands(sub: Any, strength: Callable[[str], float]) -> None:
     c.add_argument("--talker", type=int, metavar="N", help="of two talkers that nobody enrolled keep one, 1 or 2")
     c.add_argument("--query", metavar="TEXT", help="the sound to keep, in words: 'a dog barking'")
     c.add_argument("--query-gain", type=float, metavar="DB", help="keep everything, and change the queried sound by this many dB (-100: take it out)")
-    c.add_argument("--strength", type=strength, metavar="DB", help="take away at most this many dB (restore 26, extract 60, else 40; 100 is no limit)")
+    c.add_argument("--strength", type=strength, metavar="DB", help="take away at most this many dB (restore 16, extract 60, else 40; 100 is no limit)")
     c.add_argument("--channels", choices=("mix", "each"), default="each", help="every channel in a stream of its own (default), or their mix")
     c.add_argument("--realtime", action="store_true", help="send at the speed of sound, and show the delay")
     c.add_argument("--json", action="store_true", help="print one JSON object with the measurements")
