@@ -141,7 +141,7 @@ def test_another_program_hears_what_the_file_command_writes(kind: str, backend: 
 def hear_and_compare(sound: SoundServer, backend: str, tmp_path: Path, noisy: np.ndarray) -> None:
     x = np.interp(np.arange(len(noisy) * 3) / 3, np.arange(len(noisy)), noisy).astype(np.float32)
     sf.write(tmp_path / "noisy.wav", x, RATE)
-    assert main(["file", str(tmp_path / "noisy.wav"), str(tmp_path / "file.wav"), "--strength", "26"]) == 0
+    assert main(["file", str(tmp_path / "noisy.wav"), str(tmp_path / "file.wav"), "--strength", "20"]) == 0
     expected = sf.read(tmp_path / "file.wav", dtype="float32")[0]
     if backend == "jack":
         try:
@@ -432,7 +432,7 @@ def test_try_plays_what_was_recorded_before_and_after(kind: str, tmp_path: Path,
         assert (tmp_path / "saved/spectrogram.png").exists() and "dBFS" in done.stdout
         assert len(saved["before"]) == 3 * RATE and np.abs(saved["before"]).max() > 0.05
         np.testing.assert_allclose(saved["after"] + saved["removed"], saved["before"], atol=2e-4)
-        assert main(["file", str(tmp_path / "saved/before.wav"), str(tmp_path / "after.wav"), "--strength", "26"]) == 0
+        assert main(["file", str(tmp_path / "saved/before.wav"), str(tmp_path / "after.wav"), "--strength", "20"]) == 0
         np.testing.assert_allclose(sf.read(tmp_path / "after.wav")[0], saved["after"], atol=2e-3)
         heard = np.fromfile(tmp_path / "heard.raw", np.float32)
         first = lag_of(heard, saved["before"])

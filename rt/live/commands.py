@@ -40,7 +40,7 @@ def _settings(p: argparse.ArgumentParser, positive: Callable[[str], float], stre
         dest="strength_db",
         type=strength,
         metavar="DB",
-        help="take away at most this many dB (restore 26, extract 60, else 40; 100 is without limit)",
+        help="take away at most this many dB (restore 20, extract 60, else 40; 100 is without limit)",
     )
     p.add_argument("--backend", choices=BACKENDS, help="sound system (default: PulseAudio/PipeWire if there, else PortAudio)")
     p.add_argument("--period-ms", type=positive, help="block length asked of the devices (10)")

@@ -35,7 +35,7 @@ def check_talker(talker: int | None) -> None:
 
 @dataclass(frozen=True)
 class LiveSettings:
-    """device_in, device_out: names, None for the system's choice; "virtual": the virtual speaker / microphone. strength_db: see `Stream`, but None: 26.
+    """device_in, device_out: names, None for the system's choice; "virtual": the virtual speaker / microphone. strength_db: see `Stream`, but None: 20.
 
     task: "restore"; "extract" with enroll: a voiceprint file or a recording of the talker; "query" with query: the sound to keep, in words, and with
     query_gain_db: see `Stream`; "separate" with talker: which of two to keep, 1 or 2 (1); "convert" with enroll: the talker to speak as, and with

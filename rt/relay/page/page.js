@@ -11,7 +11,7 @@ import { ENROLL_S, TALKER, Voice } from "./voice.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST = 62; // the strength slider's last step: no limit
-const USUAL_DB = { restore: 26, extract: 60, separate: 40, query: 40, convert: 26 }; // the strength, until somebody moves the slider
+const USUAL_DB = { restore: 20, extract: 60, separate: 40, query: 40, convert: 20 }; // the strength, until somebody moves the slider
 const views = [new Spectrogram($("before")), new Spectrogram($("after"))];
 const comparison = new Comparison($), numbers = new Numbers($);
 const NOTHING = { task: "restore", voice: null, query: null, talker: null, query_gain_db: null, voice_strength: null }; // asked for beside restoration
