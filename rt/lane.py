@@ -18,7 +18,6 @@ __all__ = [
     "F32",
     "LIVE_STRENGTH_DB",
     "QUERY_GAIN_DB",
-    "RECOGNISER_DB",
     "USUAL_STRENGTH_DB",
     "Lane",
     "Samples",
@@ -35,7 +34,6 @@ BUILT_TASKS = ("restore", "extract", "separate", "convert", "query")
 # restore: a sixth of the input stays, and with it the quiet ends of speech: a recogniser reads more than in the input itself (TRAINING_LOG).
 # extract, query: what stays of the other talkers would be words, and of other sounds what nobody asked for; a gate that closes closes on silence
 USUAL_STRENGTH_DB = {"restore": 16.0, "extract": 60.0, "query": 40.0, "separate": 40.0}
-RECOGNISER_DB = 14.0  # for restore, where a recogniser listens instead of people: it makes fewer errors than with more (README)
 LIVE_STRENGTH_DB = USUAL_STRENGTH_DB | {"restore": 20.0}  # where people listen: DNSMOS likes it better, a recogniser less
 QUERY_GAIN_DB = (-100, 24)  # the lowest takes the sound out
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from voicewire.engines.engine import Engine, open_engine
 
-from .lane import RECOGNISER_DB
 from .stream import Stream
 
 try:
@@ -26,14 +25,14 @@ log = logging.getLogger("voicewire.livekit")
 class VoicewireProcessor(FrameProcessor[AudioFrame]):  # type: ignore[misc]
     """Frames of any length at 8,000 to 48,000 Hz, every channel by itself; as many samples come out as go in, 30 ms later.
 
-    strength_db: the most that may be taken away. What an agent hears is written down by a recogniser; with 14 dB Whisper makes fewer errors than with 26,
-    which is for people (README). bypass: let everything through, with the same delay. engine: what to step with, for several processors of one process;
-    None: opens one, which takes a third of a second, so make a processor before the call.
+    strength_db: see `Stream`; what is usual suits the recogniser that writes down what an agent hears. bypass: let everything through,
+    with the same delay. engine: what to step with, for several processors of one process; None: opens one, which takes a third of a second, so make a
+    processor before the call.
 
     One processor cleans one track at a time; a publication that replaces another begins afresh. LiveKit calls it on the agent's event loop.
     """
 
-    def __init__(self, *, strength_db: float | None = RECOGNISER_DB, bypass: bool = False, engine: Engine | None = None) -> None:
+    def __init__(self, *, strength_db: float | None = None, bypass: bool = False, engine: Engine | None = None) -> None:
         self._engine = engine or open_engine()
         self._strength_db, self._bypass = strength_db, bypass
         # By (rate, channels): LiveKit passes what was said before the agent joined (`pre_connect_audio`) through between two live frames, at its own rate.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 
-from ..lane import RECOGNISER_DB
 from .adapters import Twilio, Vonage
 from .events import Adapter, Event, Mark, ProtocolError, Reply, Sound, Start
 from .mulaw import encode
@@ -50,7 +48,7 @@ class Kept:
         if start is None:
             return []
         self._started = True
-        return [dataclasses.replace(start, strength_db=RECOGNISER_DB), *self._early]
+        return [start, *self._early]
 
     def take(self) -> str | bytes:
         message = self._messages.popleft()

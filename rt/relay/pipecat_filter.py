@@ -12,7 +12,6 @@ import numpy as np
 
 from voicewire.engines.engine import Engine
 
-from ..lane import RECOGNISER_DB
 from ..stream import Stream
 
 try:
@@ -25,11 +24,11 @@ except ImportError as e:
 class VoicewireFilter(BaseAudioFilter):  # type: ignore[misc]
     """Mono, 16 bits, at the transport's rate; as many samples come out as go in, 30 ms later.
 
-    strength_db: the most that may be taken away. What a bot hears is written down by a recogniser; with 14 dB Whisper makes fewer errors than with
-    26, which is for people (README). A `FilterEnableFrame(False)` lets everything through with the same delay.
+    strength_db: see `Stream`; what is usual suits the recogniser that writes down what a bot hears. A `FilterEnableFrame(False)` lets
+    everything through with the same delay.
     """
 
-    def __init__(self, *, strength_db: float | None = RECOGNISER_DB, engine: Engine | None = None) -> None:
+    def __init__(self, *, strength_db: float | None = None, engine: Engine | None = None) -> None:
         self._strength_db, self._engine = strength_db, engine
         self._stream: Stream | None = None
         self._enabled = True

@@ -123,7 +123,7 @@ def test_a_twilio_call_reaches_the_bot_cleaned_in_its_order(engine: Engine, nois
     assert bot.ended == [(1000, "")] and len(bot.calls) == 1
     assert [without_payload(m) for m in bot.heard] == [without_payload(m) for m in said]
     assert [m for m in bot.heard if '"inbound"' not in str(m)] == [m for m in said if '"inbound"' not in m]  # words, letter by letter
-    expected = decode(encode(Stream(8000, strength_db=14.0, engine=engine).process(x)))
+    expected = decode(encode(Stream(8000, engine=engine).process(x)))
 
     async def understood() -> bytes:
         theirs = TwilioFrameSerializer(SID, params=TwilioFrameSerializer.InputParams(auto_hang_up=False, sample_rate=8000))
@@ -195,7 +195,7 @@ def test_a_vonage_call_both_ways(engine: Engine, noisy: F32) -> None:
             assert [ws.recv(5) for _ in says] == says
             assert wait_for(lambda: len(bot.heard) == len(said), 60)
         assert [m if isinstance(m, str) else len(m) for m in bot.heard] == [m if isinstance(m, str) else len(m) for m in said]
-    expected = Stream(16000, strength_db=14.0, engine=engine).process(x)
+    expected = Stream(16000, engine=engine).process(x)
     assert np.array_equal(np.frombuffer(asyncio.run(understood()), np.int16), expected)
 
 
