@@ -110,8 +110,10 @@ class AudioProcess:
         self.controls.listeners = n
 
     def _watch_defaults(self, opening: int) -> None:
-        with contextlib.suppress(DeviceError):
-            virtual.watch_defaults(self._default, lambda: self._ended or opening != self._opening)
+        while not self._ended and opening == self._opening:
+            with contextlib.suppress(DeviceError):  # a busy server that did not answer once is asked again
+                virtual.watch_defaults(self._default, lambda: self._ended or opening != self._opening)
+            time.sleep(_RETRY_S)
 
     def _default(self, source: str, sink: str) -> None:
         if (source, sink) != self._defaults:
