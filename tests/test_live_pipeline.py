@@ -137,3 +137,20 @@ def test_callbacks_that_never_come_are_noticed(monkeypatch: pytest.MonkeyPatch) 
         assert not wait_for(lambda: bool(asked), 0.5) and len(lost) == 1, "once is enough"
     finally:
         dog.close()
+
+
+def test_a_fault_in_every_block_is_counted_and_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("voicewire.rt.live.pipeline.time.time", lambda: now[0])
+    log = Log()
+    for i in range(2500):
+        now[0] += 0.01
+        log.add("fault", cause="KeyError: 3")
+        if i == 100:
+            log.add("fault", cause="another")
+    assert log.counts["fault"] == 2501
+    said = [e.cause for e in log.fresh()]
+    assert said.count("another") == 1 and said.count("KeyError: 3") == 3, "25 s of it"
+    log.add("late_step", 12.0)
+    log.add("late_step", 12.0)
+    assert len(log.fresh()) == 2

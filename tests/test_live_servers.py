@@ -418,7 +418,7 @@ def test_try_plays_what_was_recorded_before_and_after(kind: str, tmp_path: Path,
         sf.write(tmp_path / "noisy.wav", np.tile(noisy, 6), 16000)
         talker = subprocess.Popen(["paplay", "-d", "mic_feed", str(tmp_path / "noisy.wav")], env=sound.env)
         try:
-            sound.microphone_from_now()
+            sound.from_now()
             with recording(sound, tmp_path / "heard.raw", "speaker.monitor"):
                 done = subprocess.run(
                     [*VOICEWIRE, "try", "--seconds", "3", "--save", str(tmp_path / "saved"), "--in", "mic"],

@@ -203,7 +203,7 @@ def recover(server: SoundServer, tone: Path) -> dict[str, float]:
                     began = time.monotonic()
                     os.killpg(player.pid, signal.SIGKILL)  # it may have come back before its sink, and now plays elsewhere
                     player = _loop(server, tone)
-                    server.microphone_from_now()
+                    server.from_now()
                 else:
                     server.pactl("unload-module", server.module_of("source_name=mic "))
                     time.sleep(1.0)

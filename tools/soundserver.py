@@ -122,13 +122,13 @@ class SoundServer:
         if self.kind == "pipewire":  # it lists devices long before it connects them
             self._wait("sound from the microphone", self._heard)
 
-    def microphone_from_now(self) -> None:
-        """Call when something plays into mic_feed. PulseAudio's null sink is two seconds ahead when it is opened, then silent for as long; no microphone is."""
+    def from_now(self, sink: str = "mic_feed") -> None:
+        """Call when something plays into the sink. PulseAudio's null sink is two seconds ahead when it is opened, then silent for as long; no microphone is."""
         if self.kind == "pulseaudio":
-            feed = next(line.split()[0] for line in self.pactl("list", "short", "sinks").splitlines() if "\tmic_feed\t" in line)
+            feed = next(line.split()[0] for line in self.pactl("list", "short", "sinks").splitlines() if f"\t{sink}\t" in line)
             self._wait("player", lambda: any(line.split("\t")[1] == feed for line in self.pactl("list", "short", "sink-inputs").splitlines()))
             for suspend in "10":
-                self.pactl("suspend-sink", "mic_feed", suspend)
+                self.pactl("suspend-sink", sink, suspend)
 
     def _heard(self) -> bool:
         """Does what is played into mic_feed come out of mic?"""

@@ -14,6 +14,7 @@ from ..asked import check_asked, usual_task
 from . import config, service, try_command, virtual
 from .backend import BACKENDS, DeviceError, open_backend
 from .controller import LiveSettings
+from .echo import USUAL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +46,10 @@ def _settings(p: argparse.ArgumentParser, positive: Callable[[str], float], stre
     p.add_argument("--backend", choices=BACKENDS, help="sound system (default: PulseAudio/PipeWire if there, else PortAudio)")
     p.add_argument("--period-ms", type=positive, help="block length asked of the devices (10)")
     p.add_argument("--cushion-ms", type=positive, help="audio kept against late steps; grows by itself when needed (10)")
+    p.add_argument(
+        "--echo", nargs="?", const=USUAL, metavar="NAME",
+        help="take out what the loudspeaker says, for calls without headphones ([echo] extra); NAME: of an output, if not the system's",
+    )  # fmt: skip
     p.add_argument("--record", metavar="DIR", help="write aligned before and after recordings there")
 
 
@@ -90,7 +95,7 @@ def settings_of(a: argparse.Namespace) -> LiveSettings:
         a.task = usual_task(a.query, a.enroll, a.talker)
     names = (
         "device_in", "device_out", "task", "enroll", "talker", "query", "query_gain_db", "strength_db", "voice_strength", "backend", "period_ms", "cushion_ms",
-        "record",
+        "echo", "record",
     )  # fmt: skip
     settings = replace(base, **{n: getattr(a, n) for n in names if getattr(a, n) is not None})
     check_asked(None, None, None, task=settings.task, voice_strength=a.voice_strength, strength_db=a.strength_db)

@@ -41,6 +41,7 @@ class LiveSettings:
     query_gain_db: see `Stream`; "separate" with talker: which of two to keep, 1 or 2 (1); "convert" with enroll: the talker to speak as, and with
     voice_strength: see `Stream`.
     period_ms: block length asked of the devices. cushion_ms: audio kept waiting against late steps; grows by itself where that is too little.
+    echo: an output by name, or "default": what it plays is taken out of the microphone first (extra `[echo]`; PulseAudio and PipeWire).
     record: folder for before and after. backend: jack, pulse, portaudio or pyaudio (None: the best there is).
     """
 
@@ -55,6 +56,7 @@ class LiveSettings:
     voice_strength: float = 1.0
     period_ms: float = 10.0
     cushion_ms: float = 10.0
+    echo: str | None = None
     record: str | None = None
     backend: str | None = None
 

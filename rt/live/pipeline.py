@@ -16,6 +16,7 @@ from voicewire.rt.lane import LIVE_STRENGTH_DB, to_float
 from voicewire.rt.realtime import try_realtime
 from voicewire.rt.stream import Stream
 
+from .echo import Canceller
 from .edge import OutputEdge
 from .record import Recorder
 from .ring import Ring
@@ -26,6 +27,7 @@ _SILENCE = 1e-4  # -80 dBFS: no microphone that is on is that quiet
 _SUSPEND_S = 1.0
 _FADE_S = 0.01  # into and out of mute
 SPEECH = ("speech", "speech_ended")  # events that are no trouble
+_SAME_S = 10.0  # a fault that comes again and again is said so often
 _WARM_S = 2.0  # while devices start they report all kinds of things
 
 
@@ -54,8 +56,10 @@ class Log:
         with self._lock:
             if kind not in SPEECH:
                 self.counts[kind] += 1
-            self.newest.append(e)
-            self._fresh.append(e)
+            again = kind == "fault" and any(b.kind == kind and b.cause == cause and e.at_s - b.at_s < _SAME_S for b in reversed(self.newest))
+            if not again:  # every block, perhaps: counted, but said now and then
+                self.newest.append(e)
+                self._fresh.append(e)
 
     def fresh(self) -> list[Event]:
         """Events since the last call."""
@@ -121,9 +125,10 @@ class Pipeline:
     def __init__(
         self, stream: Stream, channels_in: int, rate_out: int, channels_out: int, *,
         period_s: float, cushion_s: float, controls: Controls, log: Log, meter: Meter, lost: Callable[[], None], recorder: Recorder | None,
+        canceller: Canceller | None = None,
     ) -> None:  # fmt: skip
         self.stream, self.controls, self.log, self.meter = stream, controls, log, meter
-        self._lost, self._recorder = lost, recorder
+        self._lost, self._recorder, self._canceller = lost, recorder, canceller
         self._block = max(1, round(period_s * stream.rate))
         self._ring = Ring(stream.rate, 1)
         self.edge = OutputEdge(stream.rate, rate_out, channels_out, period_s=period_s, cushion_s=cushion_s, event=self._edge_event)
@@ -182,15 +187,19 @@ class Pipeline:
                 continue
             self._some.clear()
             while not self._ended and (x := self._ring.read(self._block)).size:
+                came = x[:, 0]
                 try:
-                    y = self._model(x[:, 0])
+                    came, near = (came, came) if self._canceller is None else self._canceller.near(came)
+                    if not near.size:
+                        continue
+                    y = self._model(near)
                 except Exception as e:  # a fault of ours must not be a dead microphone
                     self.log.add("fault", cause=f"{type(e).__name__}: {e}")
                     self.stream.reset()
-                    y = np.zeros(len(x), np.float32)
+                    y = np.zeros(len(came), np.float32)
                 self.edge.push(y)
                 if self._recorder:
-                    self._recorder.add(x[:, 0], y)
+                    self._recorder.add(came, y)
 
     def _model(self, x: F32) -> F32:
         c = self.controls

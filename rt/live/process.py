@@ -27,6 +27,7 @@ from voicewire.rt.stream import Stream, check_voice
 
 from . import virtual
 from .backend import Calls, DeviceError, NotThere, Session, Wanted, open_backend
+from .echo import DELAY_MS, USUAL, Canceller, Loudspeaker
 from .pipeline import Controls, Log, Meter, Pipeline
 from .record import Recorder
 
@@ -63,6 +64,8 @@ class AudioProcess:
         self._session: Session | None = None
         self._pipeline: Pipeline | None = None
         self._recorder: Recorder | None = None
+        self._canceller = Canceller(48000) if settings["echo"] else None
+        self._loudspeaker = Loudspeaker(settings["echo"], self._far, settings["period_ms"] / 1e3) if settings["echo"] else None
         self._owns_virtual = False
         self._opening = 0  # counts attempts, so that what belongs to an older one knows
         self._session_names: tuple[str, str] | None = None
@@ -115,6 +118,13 @@ class AudioProcess:
                 virtual.watch_defaults(self._default, lambda: self._ended or opening != self._opening)
             time.sleep(_RETRY_S)
 
+    def _watch_loudspeaker(self, loudspeaker: Loudspeaker) -> None:  # to open one may take seconds
+        while not self._ended:
+            if heard := loudspeaker.look(self._defaults[1]):
+                self.log.add("moved", cause=f"what '{heard}' plays is taken out now")
+            time.sleep(_REPORT_S)
+        loudspeaker.close()
+
     def _default(self, source: str, sink: str) -> None:
         if (source, sink) != self._defaults:
             self._defaults, self._defaults_at = (source, sink), time.monotonic()
@@ -134,14 +144,22 @@ class AudioProcess:
         if self._recorder and self._recorder.rate != rate_in:  # another microphone: another pair of files
             self._recorder.close()
             self._recorder = None
+        if self._canceller and self._canceller.rate != rate_in:
+            self._canceller = Canceller(rate_in)
         if self.settings["record"] and self._recorder is None:
-            self._recorder = Recorder(Path(self.settings["record"]), rate_in, self.stream.latency_samples, self._not_recorded)
+            late = self.stream.latency_samples + (round(DELAY_MS * rate_in / 1e3) if self._canceller else 0)
+            self._recorder = Recorder(Path(self.settings["record"]), rate_in, late, self._not_recorded)
         s = self.settings
         self._pipeline = Pipeline(
             self.stream, channels_in, rate_out, channels_out, period_s=s["period_ms"] / 1e3, cushion_s=s["cushion_ms"] / 1e3,
             controls=self.controls, log=self.log, meter=self.meter, lost=self._on_lost, recorder=self._recorder,
+            canceller=self._canceller,
         )  # fmt: skip
         return self._pipeline
+
+    def _far(self, x: Any) -> None:  # from the thread that listens to the loudspeaker
+        if self._canceller:
+            self._canceller.far(x)
 
     def _not_recorded(self, why: str) -> None:  # from the recorder's thread
         self.log.add("not_recorded", cause=why)
@@ -176,7 +194,7 @@ class AudioProcess:
         assert self.stream
         if backend.name == "pulse":
             virtual.from_now(s.name_in, s.name_out)
-        if backend.name in ("jack", "pulse") and None in (self.settings["device_in"], self.settings["device_out"]):
+        if backend.name in ("jack", "pulse") and (None in (self.settings["device_in"], self.settings["device_out"]) or self.settings["echo"] == USUAL):
             threading.Thread(target=self._watch_defaults, args=(self._opening,), daemon=True).start()
         self._session_names, self._backend = (s.name_in, s.name_out), backend.name
         say(
@@ -201,6 +219,10 @@ class AudioProcess:
         threading.Thread(target=self._commands, daemon=True).start()
         try:
             try:
+                if self._loudspeaker:
+                    if not patient:
+                        self._loudspeaker.open()
+                    threading.Thread(target=self._watch_loudspeaker, args=(self._loudspeaker,), daemon=True).start()
                 self._open()
             except DeviceError:
                 if not patient:
@@ -262,6 +284,8 @@ class AudioProcess:
         delay = {
             "device_in": 1e3 * device_in, "model": self.stream.latency_ms, "ring": edge.delay_ms, "device_out": 1e3 * device_out,
         }  # fmt: skip
+        if self._loudspeaker:
+            delay["echo"] = DELAY_MS
         say(
             status=self.meter.take() | {
                 "delay_ms": {k: round(v, 1) for k, v in delay.items()}, "drift_ppm": round(1e6 * edge.control.deviation, 1),
@@ -269,6 +293,7 @@ class AudioProcess:
                 "listeners": self.controls.listeners, "counts": dict(self.log.counts), "frames": self.stream.frames, "bypass": self.controls.bypass,
                 "mute": self.controls.mute, "strength_db": self.controls.strength_db, "task": self.controls.task, "query_gain_db": self.controls.query_gain_db,
                 "voice_strength": self.controls.voice_strength,
+                "echo": self._loudspeaker.hears if self._loudspeaker else None,
                 "query": query.text if isinstance(query, Query) else None, "talker": talker.number if isinstance(talker, Place) else None,
             }
         )  # fmt: skip

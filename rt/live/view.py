@@ -78,9 +78,11 @@ class Screen:
             strength = f"at most {self._strength():.0f} dB"
             grid.add_row("taken away", f"{self._taken:5.1f} dB   ({strength}){'   ' + state if state else ''}")
         d = s["delay_ms"]
-        total = sum(max(0.0, v) for v in d.values())
-        grid.add_row("delay", f"{total:5.1f} ms = in {d['device_in']:.0f} + model {d['model']:.0f} + ring {d['ring']:.0f} + out {d['device_out']:.0f}")
+        total, echo = sum(max(0.0, v) for v in d.values()), f" + echo {d['echo']:.0f}" if "echo" in d else ""
+        grid.add_row("delay", f"{total:5.1f} ms = in {d['device_in']:.0f} + model {d['model']:.0f} + ring {d['ring']:.0f} + out {d['device_out']:.0f}{echo}")
         grid.add_row("step", f"{s['step_ms']:5.2f} ms of 20, worst {s['step_max_ms']:.2f}   clocks {s['drift_ppm']:+.0f} ppm")
+        if "echo" in d:
+            grid.add_row("echo", f"of '{s['echo']}' is taken out" if s["echo"] else Text("waits for the loudspeaker", "yellow"))
         faults = {k: v for k, v in s["counts"].items() if k not in ("opened", "lost", "moved", "query_refused", "not_recorded")}
         grid.add_row("gaps", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(faults.items())) or "none")
         lines: list[RenderableType] = [head, grid]
