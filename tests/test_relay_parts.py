@@ -333,7 +333,8 @@ def test_workers_share_a_port_and_streams_move_when_one_is_emptied(engine: Engin
     reader = threading.Thread(daemon=True, target=lambda: [lines.append(line) for line in server.stderr or ()])
     reader.start()
     try:
-        assert wait_for(lambda: sum('"listen"' in line for line in lines) == 2, 60), lines
+        assert wait_for(lambda: sum('"listen"' in line for line in lines) == 2 and any("serving" in line for line in lines), 60), lines
+        assert "serving" not in lines[0] and sum("serving" in line for line in lines) == 1, "that it serves is said once somebody does"
         x = to_int16(noisy[:32000])
 
         async def talk(at: int) -> tuple[np.ndarray, int, float]:

@@ -54,7 +54,7 @@ def _work(config: Config, index: int, counts: Array[c_int64], channel: socket.so
 
 
 class FrontDoor:
-    """`run` returns when all workers have ended. ready(port): it listens."""
+    """`run` returns when all workers have ended. ready(port): the first of them takes connections (those that came before are waiting)."""
 
     def __init__(self, config: Config, workers: int, ready: Callable[[int], None]) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="voicewire-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
@@ -81,14 +81,17 @@ class FrontDoor:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, self._config.port), family=family, backlog=256) as listener:
             listener.setblocking(False)
-            self._ready(listener.getsockname()[1])
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._end)
             for i in range(len(self._workers)):
                 self._start(i)
             accepting = self._loop.create_task(self._accept(listener))
+            announced = False
             while any(self._workers) or not self._ending:
                 self._look_after()
+                if not announced and self._choose() is not None:
+                    announced = True
+                    self._ready(listener.getsockname()[1])
                 await asyncio.sleep(0.1)
             accepting.cancel()
 
