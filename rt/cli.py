@@ -95,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     add_relay(sub, _strength)
     enroll.add(sub, _positive)
     codec_command.add(sub, _positive)
-    sub.add_parser("doctor", help="check this machine and say what to do")
+    h = sub.add_parser("doctor", help="check this machine and say what to do")
+    h.add_argument("--json", action="store_true", help="one JSON list: status (ok, note, fault), what, advice")
     sub.add_parser("start", help="live if there is a sound device, else the demo (what `make run` runs)")
     return p
 
@@ -139,7 +140,7 @@ def _run(a: argparse.Namespace) -> int:
     elif a.command == "doctor":
         from . import doctor
 
-        return doctor.run(Console())
+        return doctor.run(Console(), a.json)
     elif a.command in live_commands.COMMANDS:
         return live_commands.run(a, console)
     elif a.command == "start":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +17,14 @@ from rich.markup import escape
 from voicewire.engines.engine import open_engine
 
 from .realtime import lock_memory, normal, try_realtime
+
+EXTRAS = {  # of pyproject.toml, those that add to what the commands do: a package of each, and what
+    "query": ("wordllama", "a sound named in words"),
+    "media": ("av", "films and phone recordings"),
+    "opus": ("av", "Opus on the relay"),
+    "echo": ("livekit", "live --echo"),
+    "fast": ("uvloop", "more streams on the relay"),
+}
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,14 @@ def _gpu() -> Finding:
     return Finding("note", what, f"not on TensorRT: {lines}") if lines else Finding("ok", what)
 
 
+def _extras() -> Finding:
+    """What more was installed, and what may be."""
+    missing = [f"{name} ({what})" for name, (package, what) in EXTRAS.items() if not _installed(package)]
+    there = [name for name, (package, _) in EXTRAS.items() if _installed(package)]
+    advice = f"there are also: {', '.join(missing)}; pip install 'voicewire[NAME]'" if missing else ""
+    return Finding("ok", f"extras: {', '.join(there) or 'none'}", advice)
+
+
 def findings() -> Iterator[Finding]:
     yield _python()
     yield _engine()
@@ -149,11 +166,16 @@ def findings() -> Iterator[Finding]:
     yield from _sound()
     yield from _virtual()
     yield _gpu()
+    yield _extras()
 
 
-def run(console: Console) -> int:
-    """Print one line a finding; → 1 when something is broken, else 0."""
+def run(console: Console, as_json: bool = False) -> int:
+    """Print one line a finding, or all of them as one JSON list; → 1 when something is broken, else 0."""
     worst = 0
+    if as_json:
+        found = list(findings())
+        print(json.dumps([asdict(f) for f in found]))
+        return int(any(f.status == "fault" for f in found))
     for f in findings():
         mark = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]FAULT[/]"}[f.status]
         console.print(f"{mark} {escape(f.what)}" + (f"\n      → {escape(f.advice)}" if f.advice else ""), highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import soundfile as sf
 from PIL import Image
 
-from voicewire.rt import bench, demo
+from voicewire.rt import bench, demo, doctor
 from voicewire.rt.cli import main
 from voicewire.rt.live import commands
 
@@ -73,6 +74,20 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "onnx engine" in out
     busy = "too slow or too busy" in out  # true or not, that is for the machine under the test to say
     assert (code, out.count("FAULT")) == ((1, 1) if busy else (0, 0)), out
+
+
+def test_doctor_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = main(["doctor", "--json"]), json.loads(capsys.readouterr().out)
+    assert all(f["status"] in ("ok", "note", "fault") and f["what"] for f in found)
+    assert code == any(f["status"] == "fault" for f in found)
+    extras = next(f for f in found if f["what"].startswith("extras:"))
+    assert "media" in extras["what"] and "fast" in extras["what"] + extras["advice"], "the tests have PyAV"
+
+
+def test_extras_that_doctor_knows_are_those_of_the_project() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, (package, _) in doctor.EXTRAS.items():
+        assert any(line.startswith(package) for line in project[name])
 
 
 def test_start_without_a_sound_device_says_so_and_runs_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
