@@ -37,7 +37,7 @@ def _tensors(path: Path) -> dict[str, F32]:
         start = 8 + int.from_bytes(data[:8], "little")
         found = {}
         for name, told in json.loads(data[8:start]).items():
-            if name.startswith("encoder.guess.") or (name.startswith("encoder.") and ".books." in name and name.endswith(".codes")):
+            if name == "encoder.guess.means" or (name.startswith("encoder.") and ".books." in name and name.endswith(".codes")):
                 begin, end = told["data_offsets"]
                 found[name] = np.frombuffer(data[start + begin : start + end], _TYPES[told["dtype"]]).reshape(told["shape"]).astype(np.float32)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -73,8 +73,7 @@ class TokenSearch:
         t = _tensors(folder / FILE)
         try:
             semantic = t["encoder.semantic_vq.books.0.codes"]
-            guess = semantic @ t["encoder.guess.weight"].T + t["encoder.guess.bias"]
-            return cls(semantic, guess, np.stack([t[f"encoder.acoustic_vq.books.{i}.codes"] for i in range(layers)]), odds)
+            return cls(semantic, t["encoder.guess.means"][: len(semantic)], np.stack([t[f"encoder.acoustic_vq.books.{i}.codes"] for i in range(layers)]), odds)
         except (KeyError, ValueError) as e:
             raise EngineError(f"{folder / FILE} is not what codec_export writes ({e}); export the weights again") from None
 

@@ -18,7 +18,7 @@ from .engine import F32
 
 I64 = NDArray[np.int64]
 SAVED_BITS = 25  # that holding is taken to save: less than new tokens take, some 35, as an error that stays is heard more than one that changes
-LOUDNESS = 0.4  # power of the energy that errors are weighed by
+LOUDNESS = 0.6  # power of the energy that errors are weighed by
 FORGETTING = 0.998  # a frame: the loudest so far counts half after 7 s, so that a door that slams is not the measure for minutes
 QUIETEST = 1e-6  # of the loudest: what is below counts the same
 
@@ -28,8 +28,8 @@ class VariableRate:
     """price: squared error that a bit is worth, lambda; 0: every frame is sent, with the nearest tokens. threshold: cosine of semantic vectors below which
     nothing is held. cap_frames: how long tokens stand at most."""
 
-    price: float = 0.06
-    threshold: float = 0.85
+    price: float = 0.009
+    threshold: float = 0.8
     cap_frames: int = 32
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from voicewire.engines.codec_config import CodecConfig
 from voicewire.engines.contract import TorchSteps, verify_contract
 from voicewire.engines.net.codec import Codec, Encoder, centred
 from voicewire.engines.net.codec_blocks import ConvBlock, Stack
-from voicewire.engines.net.codec_quantise import BEAM, LEARNING_BEAM, Codebook, Quantiser
+from voicewire.engines.net.codec_quantise import BEAM, LEARNING_BEAM, Codebook, Quantiser, Told
 from voicewire.engines.net.codec_source import LAGS, NOISE_HOPS, Salience, Source, lag_octaves
 from voicewire.engines.net.spectrum import stft
 
@@ -132,6 +132,22 @@ def test_each_layer_comes_closer() -> None:
         cut = torch.where(torch.arange(3) < layers, index, -1)
         errors.append(float((q.decode(cut) - wanted).square().mean().detach()))
     assert errors == sorted(errors, reverse=True) and errors[3] < 0.5 * errors[0]
+
+
+def test_a_token_tells_the_mean_of_what_came_with_it() -> None:
+    torch.manual_seed(1)
+    told, index = Told(8, 3), torch.arange(600) % 6
+    centres = torch.randn(6, 3)
+    for _ in range(20):
+        z = centres[index] + 0.1 * torch.randn(600, 3)
+        told.learn(z, index)
+    torch.testing.assert_close(told(torch.arange(6)[:, None]), centres, atol=0.02, rtol=0)
+    assert torch.equal(told(torch.tensor([[6], [7]])), torch.zeros(2, 3)), "nothing is known of what was never seen"
+    torch.testing.assert_close(told(torch.tensor([[-1]]))[0], centres.mean(0), atol=0.02, rtol=0)
+    for _ in range(1200):
+        told.learn(torch.ones(1, 3), torch.tensor([2]))
+    torch.testing.assert_close(told(torch.tensor([[2]]))[0], torch.ones(3), atol=0.1, rtol=0)
+    torch.testing.assert_close(told(torch.tensor([[3]]))[0], centres[3], atol=0.02, rtol=0)
 
 
 def test_weighing_changes_the_searches_alone(codec: Codec) -> None:

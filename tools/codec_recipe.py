@@ -33,7 +33,10 @@ class CodecTrain(Train):
     weigh_step: int = 0  # from when on errors of the acoustic code are measured by their effect, as it was in the 200 steps before; 0: never
     teacher_lag_frames: int = 1
     full_layers: float = 0.5  # share of examples that use all acoustic layers; the others use fewer
+    told: float = 0.0  # weight of what the semantic token does not tell of the acoustic numbers, so that it tells as much as it can
+    alone: float = 0.0  # share of examples that are made from the semantic token alone, so that words are in it
     semantic_dropout: float = 0.1
+    words: float = 0.0  # weight of what a recogniser hears otherwise; needs the extra [eval]
     hold: float = 0.2  # share of steps in which tokens are held, as at variable rate
     adversarial: float = 0.0  # weight of the discriminators; 0: none
     adversarial_from_step: int = 10000

@@ -35,7 +35,7 @@ from .evaluate import load
 from .prepare import AUDIO
 
 RATE = metrics.RATE
-PRICES = (0.01, 0.02, 0.035, VariableRate.price, 0.1)
+PRICES = (0.002, 0.005, VariableRate.price, 0.014, 0.024)
 
 
 @dataclass

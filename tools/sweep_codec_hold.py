@@ -52,7 +52,7 @@ def main() -> int:
     p.add_argument("cache", type=Path)
     p.add_argument("--weights", type=Path, default=CODEC_WEIGHTS)
     p.add_argument("--clips", type=int, default=12)
-    p.add_argument("--prices", default="0.01,0.02,0.03,0.035,0.04,0.06", help="comma-separated")
+    p.add_argument("--prices", default="0.002,0.004,0.005,0.006,0.008,0.012", help="comma-separated")
     p.add_argument("--thresholds", default=str(VariableRate.threshold))
     p.add_argument("--caps", default=str(VariableRate.cap_frames * 1000 // FRAMES_PER_SECOND), help="ms")
     a = p.parse_args()

@@ -26,7 +26,7 @@ from voicewire.engines.codec_export import load_codec
 from voicewire.engines.codec_hold import source_frames
 from voicewire.engines.config import CORE_BINS
 from voicewire.engines.net.codec import Codec
-from voicewire.engines.net.codec_quantise import Codebook, correlation
+from voicewire.engines.net.codec_quantise import Codebook, Told, correlation
 from voicewire.engines.net.spectrum import istft, stft
 
 from .codec_losses import CodecLoss, hearing_loss, pitch_loss, semantic_loss
@@ -37,6 +37,7 @@ from .discriminator import Discriminator
 from .ending import plainly
 from .run import TimedRun, adamw, bf16, clip_and_step, command, rate, set_rate
 from .teach import Teacher
+from .words import Hearing, misheard
 
 HOP = 160
 HOLD_CAP_FRAMES = 8
@@ -68,6 +69,11 @@ def reconstruct(model: Codec, x: Tensor) -> tuple[Tensor, Tensor]:
     return waveform(model.decoder(model.vectors(tokens)), x.shape[1]), tokens
 
 
+def to_level(x: Tensor) -> Tensor:
+    """[B, samples] → [B, 1] what brings each to one loudness."""
+    return (0.05 / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()).clamp_max(100.0)
+
+
 class Usage:
     """Which codes were used lately, a stream."""
 
@@ -90,6 +96,7 @@ class Objective:
     def __init__(self, t: CodecTrain, layers: int, device: str, seed: int) -> None:
         self.t, self.layers, self.device = t, layers, device
         self.sound = CodecLoss(t.mel, t.perceptual, t.envelopes).to(device)
+        self.hearing = Hearing().to(device) if t.words else None
         self.rng = np.random.default_rng(seed)
 
     def _held(self, z: Tensor) -> Tensor | None:
@@ -98,6 +105,17 @@ class Objective:
             return None
         threshold = self.rng.uniform(0.7, 1.0)
         return torch.from_numpy(np.stack([source_frames(v, threshold, HOLD_CAP_FRAMES) for v in z.detach().float().cpu().numpy()])).to(z.device)
+
+    def _misheard(self, made: Tensor, real: Tensor) -> Tensor:
+        """[n, samples] each → by how much a recogniser hears otherwise, on average."""
+        if self.hearing is None:
+            return made.new_zeros(())
+        gain = to_level(real)
+        with torch.no_grad(), bf16(self.device):
+            clean = self.hearing(real * gain)
+        with bf16(self.device):
+            heard = self.hearing(made * gain)
+        return misheard(heard.float(), clean.float()).mean()
 
     def _primitives(
         self, primitives: Primitives, s: Tensor, features: Tensor, known: Tensor, told_of: Tensor, scene: Tensor
@@ -124,14 +142,16 @@ class Objective:
             acoustic, semantic, gate, ear = model.encoder.features(stft(x, HOP)[:, :, :CORE_BINS])
         acoustic, semantic = acoustic.float(), semantic.float()
         full = self.rng.random(n) < t.full_layers
-        keep = torch.from_numpy(np.where(full, self.layers, self.rng.integers(0, self.layers + 1, n))).to(x.device)
+        keep = np.where(full, self.layers, self.rng.integers(0, self.layers + 1, n))
+        keep = torch.from_numpy(np.where(self.rng.random(n) < t.alone, 0, keep)).to(x.device)
         s, s_index, s_commit, z = model.encoder.semantic_vq.train_step(semantic, torch.ones_like(keep))
         drop = torch.from_numpy(self.rng.random(n) < t.semantic_dropout).to(x.device)[:, None, None]
         guess = model.encoder.guessed(s_index)
-        taken, heard = guess.detach(), torch.where(drop, model.encoder.guess.bias, guess).detach()
+        heard = torch.where(drop, model.encoder.guess.means[-1], guess)
         vq = model.encoder.acoustic_vq
-        a, a_index, a_commit, za = vq.train_step(acoustic, keep, taken, heard)
-        unguessed = mse_loss(guess, za.detach())
+        a, a_index, a_commit, za = vq.train_step(acoustic, keep, guess, heard)
+        model.encoder.guess.learn(za.detach().flatten(0, 1), s_index.flatten())  # after: what is heard in training is what would be heard in use
+        unguessed = mse_loss(za, guess)
         features, known = (torch.cat([z, z[: len(mix)]]) for z in (features.float(), known))
         frames = features.shape[1]
         told = model.teach(s)[:, :frames]
@@ -147,14 +167,17 @@ class Objective:
             spec, hz = model.decoder.spectrum_and_pitch(v)
         made, real = waveform(spec.float(), x.shape[1]), x[:decoded]
         loss, parts = self.sound(made, real)
-        off, wrong = pitch_loss(hz[:b, : pitch.shape[1]], pitch)
+        # the semantic token alone is to tell words, not the melody
+        melody = pitch * (keep[:b, None] > 0)
+        off, wrong = pitch_loss(hz[:b, : pitch.shape[1]], melody)
         eared, same = hearing_loss(ear[:b], pitch), correlation(torch.linalg.solve(vq.metric, za, left=False))
-        loss = loss + t.pitch * off + t.hearing * eared + t.correlation * same + unguessed
+        other = self._misheard(made, real)
+        loss = loss + t.pitch * off + t.hearing * eared + t.correlation * same + t.words * other + t.told * unguessed
         loss = loss + t.primitives * told_more + t.semantic * (clean_loss + noisy_loss) / 2 + t.commitment * (s_commit + a_commit)
         parts |= {
             "cosine": clean_cosine.item(), "cosine_noisy": noisy_cosine.item(), "pitch": off.item(), "pitch_wrong": wrong, "hearing": eared.item(),
             "correlation": same.item(), "gate": gate[:b].float().mean().item(), "gate_noisy": gate[b:].float().mean().item(),
-            "commit_s": s_commit.item(), "commit_a": a_commit.item(), "unguessed": unguessed.item(), **right,
+            "commit_s": s_commit.item(), "commit_a": a_commit.item(), "unguessed": unguessed.item(), "misheard": other.item(), **right,
         }  # fmt: skip
         return loss, made, real, torch.cat([s_index, a_index], -1), parts
 
@@ -185,7 +208,7 @@ class Run(TimedRun):
                 weights |= {k: v for k, v in own.items() if k.startswith("teach.")}
             fill(self.model, {k: weights.get(k, v) for k, v in own.items()}, init)
             for book in self.model.modules():
-                if isinstance(book, Codebook):
+                if isinstance(book, Codebook | Told):
                     book.begin()
             self.ema.load_state_dict(self.model.state_dict())
             print(f"warm start from {init}")
@@ -219,8 +242,7 @@ class Run(TimedRun):
         self.model.train()
         loss, made, real, tokens, parts = objective(self.model, self.primitives, mix, *more)
         if t.adversarial and self.step >= t.adversarial_from_step:
-            gain = (0.05 / (real.square().mean(1, keepdim=True) + 1e-8).sqrt()).clamp_max(100.0)
-            extra, judged = self._adversarial(made, real, gain)
+            extra, judged = self._adversarial(made, real, to_level(real))
             loss, parts = loss + extra, parts | judged
         norm = clip_and_step(self.trained, self.optimiser, loss, t.clip)
         self.step += 1

@@ -5,7 +5,8 @@
                                           └─► semantic blocks ─► + gate ⊙ detail ─► VQ 1,024 ─► s ─────┘
                                                                                     └─► teacher's features (training)
 
-The decoder sees tokens and nothing else. All layers are causal, there is no look-ahead: the delay is the spine's 30 ms.
+The acoustic tokens say what the semantic one does not tell: the mean of what goes with it is taken off before their search. The decoder sees tokens
+and nothing else. All layers are causal, there is no look-ahead: the delay is the spine's 30 ms.
 Phases are kept relative to the middle of the window, where they change slowly from bin to bin.
 """
 
@@ -22,7 +23,7 @@ from ..config import CORE_BINS, HOPS_PER_FRAME
 from .bands import FreqConv
 from .causal import Causal, State, scoped, within
 from .codec_blocks import Stack
-from .codec_quantise import Quantiser
+from .codec_quantise import Quantiser, Told
 from .codec_source import HIGHEST_HZ, LAGS, LOWEST_HZ, PitchEar, Source, most_likely
 from .level import Level
 from .model import POWER, complex_mul, compress
@@ -142,9 +143,7 @@ class Encoder(Analysis):
         super().__init__(cfg)
         self.semantic_vq = Quantiser(cfg.dim, cfg.code_dim, cfg.codes, 1)
         self.acoustic_vq = Quantiser(cfg.dim, cfg.code_dim, cfg.codes, cfg.layers, told=1)
-        self.guess = nn.Linear(cfg.code_dim, cfg.code_dim + 1)
-        nn.init.zeros_(self.guess.weight)
-        nn.init.zeros_(self.guess.bias)
+        self.guess = Told(cfg.codes, cfg.code_dim + 1)
 
     def _with_pitch(self, acoustic: Tensor, pitch: Tensor) -> Tensor:
         return torch.cat([acoustic.float(), PITCH_FINE * most_likely(pitch.detach())], -1)
@@ -167,13 +166,11 @@ class Encoder(Analysis):
     @torch.no_grad()
     def weigh(self, sensitivity: Tensor) -> None:
         """See `Quantiser.weigh`, of the acoustic layers."""
-        turn = self.acoustic_vq.weigh(sensitivity)
-        self.guess.weight.copy_(turn.t() @ self.guess.weight)
-        self.guess.bias.copy_(self.guess.bias @ turn)
+        self.guess.means.copy_(self.guess.means @ self.acoustic_vq.weigh(sensitivity))
 
     def guessed(self, s: Tensor) -> Tensor:
-        """What the semantic tokens [B, T, 1] tell of the acoustic numbers [B, T, code_dim + 1]: only the rest is coded."""
-        y: Tensor = self.guess(self.semantic_vq.summed(s))
+        """What the semantic tokens [B, T, 1] tell of the acoustic numbers [B, T, code_dim + 1]: only the rest is coded. -1: a token that was not sent."""
+        y: Tensor = self.guess(s)
         return y
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 DECAY = 0.98
+MEAN_DECAY = 0.995  # of what was seen, a step: rare tokens' means are of many steps
 DEAD = 0.1  # share of an even use below which a code starts again
 FRESH = 0.2  # what a code that starts again is counted as: unused, it is dead again after 35 steps
 RESTART_STEPS = 10
@@ -73,6 +74,38 @@ class Codebook(nn.Module):
         self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
         self.count.masked_fill_(dead, count)
         self.total.copy_(torch.where(dead[:, None], fresh * count, self.total))
+
+
+class Told(nn.Module):
+    """What a token tells of numbers that it does not code: their mean where it was chosen (the conditional codebook's centre), learned as running means.
+
+    index: [..., 1] int64 → [..., dim] float32; below 0, "not sent": the mean of all. Buffers only.
+    """
+
+    def __init__(self, codes: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(codes + 1, dim))  # the last one: of all
+        self.register_buffer("count", torch.zeros(codes + 1))
+        self.means: Tensor
+        self.count: Tensor
+
+    def begin(self) -> None:
+        """Go on from means that were loaded without how much they are means of."""
+        self.count.fill_(1.0)
+
+    def forward(self, index: Tensor) -> Tensor:
+        last = len(self.means) - 1
+        return self.means[torch.where(index < 0, last, index)[..., 0]]
+
+    @torch.no_grad()
+    def learn(self, z: Tensor, index: Tensor) -> None:
+        """z: [N, dim] that came with the tokens [N]. A mean moves by as much as is new of what it is of."""
+        share = torch.zeros(len(self.means), len(z), device=z.device, dtype=z.dtype)
+        share[index, torch.arange(len(z), device=z.device)] = 1.0
+        share[-1] = 1.0
+        new = share.sum(1)
+        self.count.mul_(MEAN_DECAY).add_(new)
+        self.means.add_((share @ z - new[:, None] * self.means) / self.count.clamp_min(1e-3)[:, None])
 
 
 class Quantiser(nn.Module):
