@@ -90,6 +90,16 @@ def test_without_a_loudspeaker_everything_passes_as_late_as_declared() -> None:
     assert 1e3 * int(alike.argmax()) / rate == pytest.approx(DELAY_MS, abs=1.5)
 
 
+def test_what_lies_above_16_khz_is_lost() -> None:
+    rate, canceller = 48000, Canceller(48000)
+    t = np.arange(2 * rate) / rate
+    left = {}
+    for hz in (10000, 18000):
+        tone = (0.1 * np.sin(2 * np.pi * hz * t)).astype(np.float32)
+        left[hz] = level_db(canceller.near(tone)[1][rate:]) - level_db(tone)
+    assert left[18000] < -40 and left[10000] > -3
+
+
 def test_it_forgets_what_is_more_than_a_second_ahead() -> None:
     canceller = Canceller(16000)
     for _ in range(30):

@@ -356,10 +356,10 @@ class Relay:
                 max_size=limits.message_bytes, open_timeout=limits.start_timeout_s, server_header="voicewire", **options,
             ) as server:  # fmt: skip
                 port = 0 if place else next(iter(server.sockets)).getsockname()[1]
-                if place:
-                    place.serve(self._loop, self.capacity, lambda: accept(ServerProtocol(max_size=limits.message_bytes), server, **options), self.drain)
                 about = {"max_streams": self.capacity, "max_converting_streams": self.admission.converting, "token": c.door.token is not None}
                 self._say("listen", port=port or c.port, pid=os.getpid(), tls=tls is not None, **about)
+                if place:  # from here on the door gives us connections
+                    place.serve(self._loop, self.capacity, lambda: accept(ServerProtocol(max_size=limits.message_bytes), server, **options), self.drain)
                 if ready:
                     ready(port)
                 await self._drain.wait()
